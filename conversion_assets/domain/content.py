@@ -110,11 +110,11 @@ class ContentVocabulary(BaseModel):
                 raise ValueError(f"keyword {phrase!r} has no letter or digit and can never match")
         for name, pattern in self.subject_patterns.items():
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"subject pattern {name!r} is not a valid regex: {error}"
-                ) from None
+                pl.Series([""]).str.contains(f"(?i){pattern}")
+            except pl.exceptions.ComputeError as error:
+                line = " ".join(str(error).split())
+                message = f"subject pattern {name!r} is not a valid regex: {line}"
+                raise ValueError(message) from None
         return self
 
     def fingerprint(self) -> str:
@@ -173,8 +173,8 @@ DEFAULT_VOCABULARY = ContentVocabulary(
     angles={
         "roi_focused": (
             "roi", "return on investment", "return on ad spend", "roas", "payback",
-            "pays for itself", "revenue increase", "increase revenue", "cut costs", "save money", "cost savings",
-            "bottom line", "x return",
+            "pays for itself", "revenue increase", "increase revenue", "cut costs", "save money",
+            "cost savings", "bottom line", "x return",
         ),
         "social_proof": (
             "case study", "case studies", "testimonial", "testimonials", "companies like",
@@ -284,7 +284,7 @@ DEFAULT_VOCABULARY = ContentVocabulary(
         "quick_question": r"\bquick question\b",
         "reply_style": r"^\s*(?:re|fwd?)\s*:",
         # "Anna - an idea" or "{{first_name}} - an idea"; the dash stands between spaces.
-        "name_dash": r"^\s*(?:\{\{?\s*\w+\s*\}?\}|[^\W\d_]['’.\w]*(?: [^\W\d_]['’.\w]*)?)\s+[-–—]+\s+\S",
+        "name_dash": r"^\s*(?:\{+\s*\w+\s*\}+|[^\W\d_]['’.\w]*(?: [^\W\d_]['’.\w]*)?)\s+[-–—]+\s+\S",
         "idea_for": r"\bideas? for\b",
         "thought_about": r"\bthoughts? (?:about|on|regarding)\b|\b(?:thought|thinking) about\b",
         "ends_question": r"\?\s*$",
