@@ -283,8 +283,8 @@ DEFAULT_VOCABULARY = ContentVocabulary(
         "question_about": r"\bquestions? (?:about|regarding|on|re)\b",
         "quick_question": r"\bquick question\b",
         "reply_style": r"^\s*(?:re|fwd?)\s*:",
-        # "Anna - an idea" or "{{first_name}} - an idea"; the dash stands between spaces.
-        "name_dash": r"^\s*(?:\{+\s*\w+\s*\}+|[^\W\d_]['’.\w]*(?: [^\W\d_]['’.\w]*)?)\s+[-–—]+\s+\S",
+        # "Anna - an idea" or "{{first_name}} - an idea"; spaces around the dash.
+        "name_dash": r"^\s*(?:\{+ *\w+ *\}+|[^\W\d_][.’'\w]*(?: [^\W\d_][.’'\w]*)?)\s+[-–—]+\s+\S",
         "idea_for": r"\bideas? for\b",
         "thought_about": r"\bthoughts? (?:about|on|regarding)\b|\b(?:thought|thinking) about\b",
         "ends_question": r"\?\s*$",
