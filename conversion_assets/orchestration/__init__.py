@@ -1,0 +1,1 @@
+"""Small tested adapters to Dagster: its instance, its event log, its launch from a process."""
