@@ -42,8 +42,11 @@ def _is_email(value: str) -> str:
     return value
 
 
-# The drivers that are tested; a bare postgresql:// means psycopg 3 in SQLAlchemy 2.1.
-DatabaseUrl = Annotated[SecretStr, _one_of("sqlite", "postgresql", "postgresql+psycopg")]
+# Spellings of the two databases; storage gives each its one driver.
+DatabaseUrl = Annotated[
+    SecretStr,
+    _one_of("sqlite", "postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"),
+]
 StoreUrl = Annotated[SecretStr, _one_of("file", "s3", "gs", "az", "memory", "")]
 HttpUrl = Annotated[SecretStr, _one_of("https", "http")]
 SmtpUrl = Annotated[SecretStr, _one_of("smtp", "smtps")]
