@@ -1,0 +1,1 @@
+"""Generator of clients, leads and activities, and of the truth planted in them."""
