@@ -1,1 +1,477 @@
-"""The one way from feature frames to pattern documents, shared by assets, CLI and notebooks."""
+"""The one way from rows to pattern documents, shared by assets, command line and notebooks.
+
+Pure: feature frames, the moment `as_of` and the thresholds in; documents and outcomes out.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import polars as pl
+from pydantic import BaseModel
+
+from conversion_assets.detectors import how, what, when, who
+from conversion_assets.detectors.cells import MOST_VALUES, Dimension, count_dimension
+from conversion_assets.detectors.documents import (
+    EstimateTable,
+    Header,
+    build_headers,
+    compute_confidence,
+)
+from conversion_assets.detectors.ledger import assess_cells, borrow_from_pool
+from conversion_assets.detectors.population import Population, select_population
+from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.errors import InputError
+from conversion_assets.domain.patterns import (
+    SCHEMA_VERSION,
+    AnyPattern,
+    Estimate,
+    Outcome,
+    WhoPattern,
+)
+from conversion_assets.domain.terms import (
+    SCORE_COMPONENTS,
+    OutcomeKind,
+    PatternType,
+    Verdict,
+)
+from conversion_assets.evaluation.score_weights import evaluate_score_weights
+from conversion_assets.features import FEATURE_VERSION
+
+DETECTION_VERSION = "1"
+"""Moves when the same feature rows would give another document."""
+
+CODE_VERSION = f"{SCHEMA_VERSION}/{DETECTION_VERSION}/{FEATURE_VERSION}"
+"""What a stored pattern was computed by: document shapes, detection, features."""
+
+Result = TypeVar("Result")
+
+# Content, time and channels can only be judged where a touch stands before the conversion.
+TOUCH_TYPES = {
+    PatternType.WHAT: (pl.col("has_content"), "with content"),
+    PatternType.WHEN: (pl.col("local_hour").is_not_null(), "with a local time"),
+    PatternType.HOW: (pl.lit(True), ""),
+}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Result of one refresh.
+
+    Attributes:
+        documents: Documents to store by client and type: those found or none_found.
+        outcomes: One per client and type, always, ordered by client and type.
+        seconds: Wall seconds by stage.
+    """
+
+    documents: dict[tuple[str, PatternType], AnyPattern]
+    outcomes: list[Outcome]
+    seconds: dict[str, float]
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Outcomes of clients and types that failed."""
+        return [o for o in self.outcomes if o.outcome == OutcomeKind.FAILED]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Rows and cells of a group of clients; `client` in both is the index into its ids."""
+
+    population: Population
+    cells: pl.DataFrame
+
+
+def detect_patterns(
+    leads: pl.DataFrame,
+    touches: pl.DataFrame,
+    clients: pl.DataFrame,
+    *,
+    as_of: datetime,
+    config: LearningConfig | None = None,
+    client_ids: Sequence[str] | None = None,
+    notes: pl.DataFrame | None = None,
+) -> Detection:
+    """Learn the four patterns of every chosen client.
+
+    Args:
+        leads: `lead_features` of the chosen clients and of those that opted in to the pool.
+        touches: `touch_features` of the same clients.
+        clients: client_id and pool_opt_in (Boolean), one row per client.
+        as_of: Aware time; nothing later counts.
+        config: Thresholds; the defaults when not given.
+        client_ids: Clients to learn; all in `clients` when not given.
+        notes: Rows left out before: client_id, reason, rows.
+
+    Returns:
+        Documents and outcomes. All four types are always computed, since they share one ledger.
+        A client whose data break a detector is reported as failed and does not touch the others.
+
+    Raises:
+        InputError: `as_of` has no zone.
+    """
+    if as_of.tzinfo is None:
+        raise InputError(f"as_of {as_of.isoformat()} has no time zone: give one, such as +00:00")
+    started = time.perf_counter()
+    settled = config or LearningConfig()
+    chosen = set(clients["client_id"].to_list() if client_ids is None else client_ids)
+    members = set(clients.filter(pl.col("pool_opt_in").fill_null(False))["client_id"].to_list())
+
+    def count(group: Sequence[str]) -> _Counted:
+        return _count(leads, touches, group, as_of, settled)
+
+    counted, errors = _isolate(count, sorted(chosen | members))
+    shared = _share_pool(counted, members, settled)
+    documents: dict[tuple[str, PatternType], AnyPattern] = {}
+    outcomes: list[Outcome] = []
+    for part in shared:
+
+        def judge(
+            group: Sequence[str], part: _Counted = part
+        ) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
+            return _judge(_restrict(part, group), settled, notes)
+
+        wanted = [c for c in part.population.client_ids if c in chosen]
+        judged, broken = _isolate(judge, wanted)
+        errors |= broken
+        for found, stated in judged:
+            documents |= found
+            outcomes += stated
+    outcomes += [
+        _fail(client, kind, error)
+        for client, error in errors.items()
+        if client in chosen
+        for kind in PatternType
+    ]
+    order = {kind: place for place, kind in enumerate(PatternType)}
+    return Detection(
+        documents=documents,
+        outcomes=sorted(outcomes, key=lambda o: (o.client_id, order[o.pattern_type])),
+        seconds={"detection_s": time.perf_counter() - started},
+    )
+
+
+def _isolate(
+    work: Callable[[Sequence[str]], Result], clients: Sequence[str]
+) -> tuple[list[Result], dict[str, Exception]]:
+    """Do the work for all clients at once; where it fails, halve until the culprits stand alone."""
+    if not clients:
+        return [], {}
+    try:
+        return [work(clients)], {}
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a client's data break is that client's
+        if len(clients) == 1:
+            return [], {clients[0]: error}
+    middle = len(clients) // 2
+    results: list[Result] = []
+    errors: dict[str, Exception] = {}
+    for half in (clients[:middle], clients[middle:]):
+        done, failed = _isolate(work, half)
+        results += done
+        errors |= failed
+    return results, errors
+
+
+def _fail(client_id: str, kind: PatternType, error: Exception) -> Outcome:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return Outcome(
+        client_id=client_id,
+        pattern_type=kind,
+        outcome=OutcomeKind.FAILED,
+        reason="detection failed",
+        error=f"{type(error).__name__}: {line}"[:500],
+    )
+
+
+def _count(
+    leads: pl.DataFrame,
+    touches: pl.DataFrame,
+    group: Sequence[str],
+    as_of: datetime,
+    config: LearningConfig,
+) -> _Counted:
+    """Count all cells of all four detectors for a group of clients."""
+    population = how.discover_sequences(select_population(leads, touches, group, as_of, config))
+    parts = []
+    for dimension in _build_dimensions(population):
+        cells = count_dimension(population, dimension)
+        near = (
+            when.compute_neighbour_lift(cells, dimension)
+            if dimension.neighbours
+            else pl.Series("prior_lift", [None] * cells.height, dtype=pl.Float64)
+        )
+        parts.append(cells.with_columns(near))
+    return _Counted(population, pl.concat(parts))
+
+
+def _build_dimensions(population: Population) -> list[Dimension]:
+    return [
+        *who.build_dimensions(),
+        *what.build_dimensions(population.touches.columns),
+        *when.build_dimensions(),
+        *how.build_dimensions(),
+    ]
+
+
+def _share_pool(
+    counted: Sequence[_Counted], members: set[str], config: LearningConfig
+) -> list[_Counted]:
+    """Give each cell the lift that the pool expects of it, over all groups."""
+    tagged = [
+        part.cells.with_columns(
+            part=pl.lit(number, pl.Int32),
+            is_member=pl.col("client").replace_strict(
+                range(len(part.population.client_ids)),
+                [c in members for c in part.population.client_ids],
+                return_dtype=pl.Boolean,
+            ),
+        )
+        for number, part in enumerate(counted)
+    ]
+    if not tagged:
+        return []
+    together = borrow_from_pool(pl.concat(tagged), config)
+    return [
+        replace(part, cells=together.filter(pl.col("part") == number).drop("part", "is_member"))
+        for number, part in enumerate(counted)
+    ]
+
+
+def _restrict(part: _Counted, group: Sequence[str]) -> _Counted:
+    """The same counts for some of the clients, numbered anew."""
+    population = part.population
+    if list(group) == population.client_ids:
+        return part
+    old = {client: place for place, client in enumerate(population.client_ids)}
+    number = pl.DataFrame(
+        {"client": [old[c] for c in group], "new": range(len(group))},
+        schema={"client": pl.Int32, "new": pl.Int32},
+    )
+
+    def cut(frame: pl.DataFrame) -> pl.DataFrame:
+        joined = frame.join(number, on="client", maintain_order="left")
+        return joined.with_columns(client="new").drop("new")
+
+    return _Counted(
+        replace(
+            population,
+            client_ids=list(group),
+            leads=cut(population.leads),
+            touches=cut(population.touches),
+            sequences=cut(population.sequences),
+            followed=cut(population.followed),
+            summary=cut(population.summary).sort("client"),
+            notes=cut(population.notes),
+        ),
+        cut(part.cells),
+    )
+
+
+def _judge(
+    part: _Counted, config: LearningConfig, notes: pl.DataFrame | None
+) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
+    """Estimates, verdicts and documents of a group of clients."""
+    population = part.population
+    gates = [_find_gate(population, kind, config) for kind in PatternType]
+    open_clients = pl.Series([c for c in range(len(population.client_ids)) if gates[0][c] is None])
+    cells = part.cells.filter(
+        pl.col("client").is_in(open_clients.cast(pl.Int32).implode()),
+        pl.col("frequency_rank") <= MOST_VALUES,
+    )
+    estimates = assess_cells(cells, population, _build_dimensions(population), config)
+    headers = build_headers(
+        population.client_ids,
+        population.summary,
+        estimates,
+        pl.concat([population.notes, _note_rare_values(part.cells), _translate(notes, population)]),
+        window=(population.as_of - timedelta(days=config.window_days), population.as_of),
+        config=config,
+    )
+    builders = _prepare_builders(population, EstimateTable(estimates), config)
+    documents: dict[tuple[str, PatternType], AnyPattern] = {}
+    outcomes: list[Outcome] = []
+    for header in headers:
+        for kind, gate in zip(PatternType, gates, strict=True):
+            document, outcome = _build(header, kind, gate[header.client], builders[kind])
+            outcomes.append(outcome)
+            if document is not None:
+                documents[(header.client_id, kind)] = document
+    return documents, outcomes
+
+
+def _prepare_builders(
+    population: Population, table: EstimateTable, config: LearningConfig
+) -> dict[PatternType, Callable[[Header], AnyPattern]]:
+    """One function per type that assembles a client's document."""
+    names = pl.DataFrame(
+        {"client": range(len(population.client_ids)), "client_id": population.client_ids},
+        schema={"client": pl.Int32, "client_id": pl.String},
+    )
+    components = population.leads.select(
+        "client", "lead_id", "created_at", *SCORE_COMPONENTS, converted="is_converted"
+    ).join(names, on="client")
+    evaluations = {
+        row["client_id"]: row
+        for row in evaluate_score_weights(components.drop("client"), config).to_dicts()
+    }
+    durations = when.summarize_time_to_conversion(population)
+    transitions = how.describe_transitions(population)
+    bookings = how.describe_booking_channels(population)
+    return {
+        PatternType.WHO: lambda h: who.build_document(h, table, evaluations.get(h.client_id)),
+        PatternType.WHAT: lambda h: what.build_document(h, table),
+        PatternType.WHEN: lambda h: when.build_document(h, table, durations[h.client]),
+        PatternType.HOW: lambda h: how.build_document(
+            h, table, transitions[h.client], bookings.get(h.client)
+        ),
+    }
+
+
+def _build(
+    header: Header, kind: PatternType, gate: str | None, build: Callable[[Header], AnyPattern]
+) -> tuple[AnyPattern | None, Outcome]:
+    """One document and its outcome; an error is that client's and type's alone."""
+    if gate is not None:
+        return None, Outcome(
+            client_id=header.client_id,
+            pattern_type=kind,
+            outcome=OutcomeKind.NOT_ENOUGH_DATA,
+            reason=gate,
+        )
+    try:
+        document = build(header)
+    except Exception as error:  # noqa: BLE001 - reported as the client's failure, never lost
+        return None, _fail(header.client_id, kind, error)
+    acts = sum(e.verdict == Verdict.ACT for e in list_estimates(document))
+    learned = isinstance(document, WhoPattern) and document.score_evaluation.recommended
+    if acts or learned:
+        kind_of, reason = OutcomeKind.FOUND, f"{acts} estimates to act on"
+    else:
+        kind_of, reason = OutcomeKind.NONE_FOUND, "enough data, nothing stands out from chance"
+    return document, Outcome(
+        client_id=header.client_id, pattern_type=kind, outcome=kind_of, reason=reason
+    )
+
+
+def _find_gate(
+    population: Population, kind: PatternType, config: LearningConfig
+) -> list[str | None]:
+    """Why a client has too little data for a type, None where it has enough; by client index."""
+    gates = [_word_gate(n, k, config) for n, k in population.summary.select("n", "k").iter_rows()]
+    if kind not in TOUCH_TYPES:
+        return gates
+    counts_in, words = TOUCH_TYPES[kind]
+    counted = dict(
+        population.touches.filter(counts_in & pl.col("is_outcome"))
+        .group_by("client")
+        .len()
+        .iter_rows()
+    )
+    least = config.minimum_conversions
+    return [
+        gate
+        if gate is not None or counted.get(client, 0) >= least
+        else f"{counted.get(client, 0)} converting touches {words}".rstrip()
+        + f", {least} are needed"
+        for client, gate in enumerate(gates)
+    ]
+
+
+def _word_gate(n: int, k: int, config: LearningConfig) -> str | None:
+    if n < config.minimum_resolved:
+        return f"{n} resolved leads, {config.minimum_resolved} are needed"
+    if k < config.minimum_conversions:
+        return f"{k} conversions, {config.minimum_conversions} are needed"
+    confidence = compute_confidence(n, k)
+    if confidence < config.minimum_confidence:
+        return f"confidence {confidence:.2f} ({k} of {n}), {config.minimum_confidence} is needed"
+    return None
+
+
+def _note_rare_values(cells: pl.DataFrame) -> pl.DataFrame:
+    """How many rows stand in values beyond the most frequent ones of a dimension."""
+    return (
+        cells.filter(pl.col("frequency_rank") > MOST_VALUES)
+        .group_by("client", "dimension")
+        .agg(rows=pl.col("n").sum())
+        .select(
+            "client",
+            reason=pl.format(
+                "value beyond the {} most frequent of {}", pl.lit(MOST_VALUES), "dimension"
+            ),
+            rows="rows",
+        )
+    )
+
+
+def _translate(notes: pl.DataFrame | None, population: Population) -> pl.DataFrame:
+    """Notes by client id as notes by client index."""
+    schema = {"client": pl.Int32, "reason": pl.String, "rows": pl.Int64}
+    if notes is None or notes.is_empty():
+        return pl.DataFrame(schema=schema)
+    places = {client: place for place, client in enumerate(population.client_ids)}
+    return (
+        notes.filter(pl.col("client_id").is_in(population.client_ids))
+        .with_columns(client=pl.col("client_id").replace_strict(places, return_dtype=pl.Int32))
+        .select("client", "reason", pl.col("rows").cast(pl.Int64))
+    )
+
+
+def list_estimates(document: AnyPattern) -> list[Estimate]:
+    """Every estimate of a document, wherever it stands, in document order."""
+    found: list[Estimate] = []
+
+    def walk(part: object) -> None:
+        if isinstance(part, Estimate):
+            found.append(part)
+        elif isinstance(part, BaseModel):
+            for name in type(part).model_fields:
+                walk(getattr(part, name))
+        elif isinstance(part, Mapping):
+            for value in part.values():
+                walk(value)
+        elif isinstance(part, list):
+            for value in part:
+                walk(value)
+
+    walk(document)
+    return found
+
+
+def compute_input_fingerprints(
+    own: Mapping[str, str], members: Iterable[str], config: LearningConfig
+) -> dict[str, str]:
+    """What each client's documents depend on beside the code: its rows, its pool, the thresholds.
+
+    Args:
+        own: Fingerprint of each client's feature rows.
+        members: Clients that opted in to the pool.
+        config: Thresholds.
+
+    Returns:
+        Fingerprint by client. Clients outside the pool depend on nobody else.
+
+    Example:
+        >>> one = compute_input_fingerprints({"a": "1", "b": "2"}, [], LearningConfig())
+        >>> two = compute_input_fingerprints({"a": "1", "b": "3"}, [], LearningConfig())
+        >>> one["a"] == two["a"], one["b"] == two["b"]
+        (True, False)
+    """
+    pool = sorted(set(members))
+    settings = config.model_dump_json()
+    together = _hash([settings, *(f"{m}\0{own.get(m, '')}" for m in pool)])
+    belongs = set(pool)
+    alone = _hash([settings])
+    return {
+        client: _hash([together if client in belongs else alone, fingerprint])
+        for client, fingerprint in own.items()
+    }
+
+
+def _hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\1".join(parts).encode()).hexdigest()[:32]

@@ -232,11 +232,18 @@ class GapAdvice(_Model):
 
 
 class TimeToConversion(_Model):
-    """Days from lead creation to conversion, with open leads censored; None: not reached."""
+    """Days from lead creation to conversion, with open leads censored (Kaplan-Meier).
+
+    p50, p80 and p95 are of the leads that convert; the same quantiles over all leads stand beside
+    them and are None where that share of all leads has not converted.
+    """
 
     p50: float | None
     p80: float | None
     p95: float | None
+    all_leads_p50: float | None
+    all_leads_p80: float | None
+    all_leads_p95: float | None
     converted_share_interval: Interval | None = Field(
         description="Greenwood's 90 % interval of the share converted by the last event time"
     )

@@ -1,0 +1,183 @@
+"""HOW: which channels, in which order and mix, convert. Units: lead sequence and touch."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from conversion_assets.detectors.cells import Dimension, count_cells, summarize_cells
+from conversion_assets.detectors.documents import EstimateTable, Header, find_best
+from conversion_assets.detectors.population import SEQUENCE_SEPARATOR, Population
+from conversion_assets.domain.patterns import HowPattern
+from conversion_assets.domain.terms import TIERS, PatternType
+from conversion_assets.stats.markov import (
+    CONVERTED,
+    LOST,
+    OPEN,
+    compute_removal_effects,
+    count_transitions,
+)
+from conversion_assets.stats.multiplicity import compute_tail_probabilities, find_testable
+
+CHECKED = ("channel", "touch_stratum", "source", "month")
+
+# A prefix goes on to confirmation when the earlier half shows it this clearly. Loose on purpose:
+# the later half decides, and a missed prefix is never tested at all.
+DISCOVERY_LEVEL = 0.10
+
+
+def build_dimensions() -> list[Dimension]:
+    """First channel, number of channels, channels within a tier, and sequences to confirm."""
+    channels = pl.min_horizontal(pl.col("channel_count"), pl.lit(4)).cast(pl.String)
+    return [
+        Dimension(PatternType.HOW, "first_touch", "leads", value=pl.col("channel"),
+                  counts_in=pl.col("channel").is_not_null(), checked=("source", "month")),
+        Dimension(PatternType.HOW, "multi_channel", "touches",
+                  value=pl.when(channels == "4").then(pl.lit("4+")).otherwise(channels),
+                  strata=("channel", "touch_stratum"), checked=CHECKED),
+        # A tier's channels are compared with each other, not with other tiers' leads.
+        Dimension(PatternType.HOW, "channel_by_tier", "touches",
+                  value=pl.concat_str("tier", "channel", separator="|"),
+                  counts_in=pl.col("tier").is_not_null(), strata=("tier", "touch_stratum"),
+                  checked=("touch_stratum", "source", "month")),
+        # A prefix of length L is compared among the leads that got L touches before converting:
+        # anything else would count the touches that conversion itself prevented.
+        Dimension(PatternType.HOW, "winning_sequences", "sequences",
+                  value=pl.when("is_candidate").then("prefix"), counts_in=pl.col("is_later_half"),
+                  strata=("length",), checked=("source", "month")),
+    ]  # fmt: skip
+
+
+def discover_sequences(population: Population) -> Population:
+    """Mark the prefixes that the earlier half of each client's leads suggests.
+
+    Returns:
+        The population with a column is_candidate in `sequences`.
+
+    Source:
+        Webb 2007: patterns mined from data are tested on other data.
+    """
+    explored = Dimension(
+        PatternType.HOW, "explored", "sequences", value=pl.col("prefix"),
+        counts_in=~pl.col("is_later_half"),
+    )  # fmt: skip
+    cells = summarize_cells(count_cells(population, explored, ["length"]))
+    k, expected, variance = (
+        cells[c].to_numpy().astype(np.float64) for c in ("k", "expected", "variance")
+    )
+    upper, _ = compute_tail_probabilities(k, expected, variance)
+    suggested = cells.filter((upper <= DISCOVERY_LEVEL) & find_testable(expected, variance))
+    marked = population.sequences.join(
+        suggested.select("client", prefix="value", is_candidate=pl.lit(True)),
+        on=["client", "prefix"],
+        how="left",
+        maintain_order="left",
+    ).with_columns(pl.col("is_candidate").fill_null(False))
+    return replace(population, sequences=marked)
+
+
+def describe_transitions(population: Population) -> list[dict[str, Any]]:
+    """Channel-to-channel steps and removal effects per client, in client order."""
+    ended = population.followed.select("client", "lead_id", "is_converted")
+    paths = (
+        population.touches.select("client", "lead_id", "touch_number", "channel")
+        .join(ended, on=["client", "lead_id"])
+        .join(
+            population.leads.select("client", "lead_id", is_settled=pl.lit(True)),
+            on=["client", "lead_id"],
+            how="left",
+        )
+        .sort("client", "lead_id", "touch_number")
+        .with_columns(path=pl.struct("client", "lead_id").rle_id())
+    )
+    names = sorted(paths["channel"].unique().to_list())
+    clients = len(population.client_ids)
+    if not names:
+        return [{"steps": [], "removal_effects": []} for _ in range(clients)]
+    end = (
+        pl.when("is_converted").then(CONVERTED).when("is_settled").then(LOST).otherwise(OPEN)
+    )  # a young open lead may still convert: its last step is not counted
+    code = paths["channel"].replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+    counts = count_transitions(
+        paths["client"].to_numpy().astype(np.int64),
+        paths["path"].to_numpy().astype(np.int64),
+        code.to_numpy(),
+        paths.select(end.cast(pl.Int64)).to_series().to_numpy(),
+        groups=clients,
+        channels=len(names),
+    )
+    effects = compute_removal_effects(counts)
+    return [_describe_client(counts[c], effects[c], names) for c in range(clients)]
+
+
+def _describe_client(counts: Any, effects: Any, names: list[str]) -> dict[str, Any]:
+    between = counts[1 : len(names) + 1, 1 : len(names) + 1]
+    totals = between.sum(axis=1)
+    used = counts[: len(names) + 1, 1 : len(names) + 1].sum(axis=0) > 0
+    return {
+        "steps": [
+            {
+                "from_channel": names[i],
+                "to_channel": names[j],
+                "count": int(between[i, j]),
+                "share": float(between[i, j] / totals[i]),
+            }
+            for i, j in np.argwhere(between > 0)
+        ],
+        "removal_effects": [
+            {"channel": name, "effect": float(effects[i])}
+            for i, name in enumerate(names)
+            if used[i] and not np.isnan(effects[i])
+        ],
+    }
+
+
+def describe_booking_channels(population: Population) -> dict[int, dict[str, Any]]:
+    """Share of converting touches by channel, by client index."""
+    counted = (
+        population.touches.filter("is_outcome")
+        .group_by("client", "channel")
+        .agg(k=pl.len().cast(pl.Int64))
+        .with_columns(share=pl.col("k") / pl.col("k").sum().over("client"))
+        .sort(["client", "k", "channel"], descending=[False, True, False])
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for client, channel, k, share in counted.select("client", "channel", "k", "share").iter_rows():
+        rows = found.setdefault(client, {"rows": []})["rows"]
+        rows.append({"value": channel, "k": k, "share": share})
+    return found
+
+
+def build_document(
+    header: Header,
+    table: EstimateTable,
+    transitions: Mapping[str, Any],
+    booking_channels: Mapping[str, Any] | None,
+) -> HowPattern:
+    """Assemble one client's document from the estimates of all."""
+    client = header.client
+    first = table.get(client, "first_touch")
+    best_first = find_best(first)
+    by_tier = table.get_by_prefix(client, "channel_by_tier")
+    order = [name for name, _ in TIERS]
+    return HowPattern.model_validate(
+        {
+            **header.fields,
+            "booking_channel_distribution": booking_channels or {"rows": []},
+            "first_touch": first,
+            "best_first_channel": best_first["value"] if best_first else None,
+            "multi_channel": table.get(client, "multi_channel"),
+            "winning_sequences": table.get(
+                client, "winning_sequences", lambda prefix: prefix.split(SEQUENCE_SEPARATOR)
+            ),
+            "channel_by_tier": {
+                tier: by_tier[tier]
+                for tier in sorted(
+                    by_tier, key=lambda t: (order.index(t) if t in order else len(order), t)
+                )
+            },
+            "transitions": transitions,
+        }
+    )

@@ -1,0 +1,281 @@
+"""From counts to estimates: shrinkage, lift, one ledger of tests per client, and verdicts."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from conversion_assets.detectors.cells import Dimension, count_cells, summarize_cells
+from conversion_assets.detectors.population import Population
+from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.terms import Verdict
+from conversion_assets.stats.intervals import (
+    compute_beta_interval,
+    compute_log_ratio_cumulants,
+    compute_probability_above_one,
+    compute_ratio_quantile,
+)
+from conversion_assets.stats.multiplicity import (
+    adjust_benjamini_hochberg,
+    compute_two_sided_p,
+    find_testable,
+)
+from conversion_assets.stats.pooling import compute_pool_lift
+from conversion_assets.stats.shrinkage import shrink_rates, weigh_spreads
+
+Floats = NDArray[np.float64]
+CELL = ["client", "pattern", "dimension", "value"]
+VERDICT_ORDER = [Verdict.ACT.value, Verdict.WATCH.value, Verdict.NO_EVIDENCE.value]
+
+
+def borrow_from_pool(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """Fill in what each cell's prior expects: its neighbours' lift, the pool's, or none (1).
+
+    Args:
+        cells: Results of `count_dimension`, one below the other, with prior_lift (null, or what
+            neighbouring cells say) and is_member (the client opted in to the pool).
+        config: Privacy limits of the pool.
+
+    Returns:
+        The cells with prior_lift filled, in a fixed order.
+    """
+    ordered = cells.sort("part", *CELL).with_row_index("row")
+    pooled = ordered.filter("is_member")
+    lift = np.full(ordered.height, np.nan)
+    if pooled.height:
+        key = pooled.select(pl.struct("dimension", "value").rank("dense") - 1).to_series()
+        k, expected = _numbers(pooled, "k", "expected")
+        lift[pooled["row"].to_numpy()] = compute_pool_lift(
+            k,
+            expected,
+            key.to_numpy().astype(np.int64),
+            int(key.max()) + 1,  # type: ignore[arg-type]
+            minimum_contributors=config.pool_minimum_contributors,
+            maximum_share=config.pool_maximum_share,
+        )
+    pool = pl.Series("pool", lift).fill_nan(None)
+    return ordered.with_columns(prior_lift=pl.coalesce("prior_lift", pool, pl.lit(1.0))).drop("row")
+
+
+def assess_cells(
+    cells: pl.DataFrame,
+    population: Population,
+    dimensions: Sequence[Dimension],
+    config: LearningConfig,
+) -> pl.DataFrame:
+    """Turn the counted cells of all clients and detectors into estimates with verdicts.
+
+    Args:
+        cells: Result of `borrow_from_pool`.
+        population: Rows to look for reversals in.
+        dimensions: The dimensions counted.
+        config: Thresholds.
+
+    Returns:
+        The cells with rate, shrunk_rate, low, high, lift, lift_low, lift_high, p_lift, p_value,
+        q_value, is_tested, own_weight, naive_lift, verdict and reversals, ordered as documents
+        list them.
+    """
+    estimated = _estimate(cells.sort(CELL), config)
+    judged = _test(estimated, config)
+    return _judge(judged, _find_reversals(judged, population, dimensions, config), config)
+
+
+def _numbers(cells: pl.DataFrame, *names: str) -> list[Floats]:
+    return [cells[name].to_numpy().astype(np.float64) for name in names]
+
+
+def _estimate(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """Posterior of each cell's rate and of its lift over the client's base rate."""
+    n, k, expected = _numbers(cells, "n", "k", "expected")
+    base_n, base_k, prior_lift = _numbers(cells, "base_n", "base_k", "prior_lift")
+    null_rate = np.clip(expected / n, 1e-9, 1.0 - 1e-9)
+    group = cells.select(pl.struct("client", "pattern", "dimension").rle_id()).to_series()
+    number = group.to_numpy().astype(np.int64)
+    prior_mean = np.clip(null_rate * prior_lift, 1e-9, 1.0 - 1e-9)
+    groups = int(number[-1]) + 1 if number.size else 0
+    weights = weigh_spreads(k, n, prior_mean, number, groups)[number]
+    own = shrink_rates(k, n, prior_mean, weights)
+    # The rest of the client's sample moves against the cell: what the cell has above the base the
+    # rest has below it, in proportion to their expected conversions.
+    share = np.clip(expected / np.maximum(base_k, 1.0), 1e-9, 1.0 - 1e-9)
+    rest_n = np.maximum(base_n - n, 1.0)
+    rest_k = np.clip(base_k - k, 0.0, rest_n)
+    rest_rate = np.clip((base_k - expected) / rest_n, 1e-9, 1.0 - 1e-9)
+    rest = shrink_rates(rest_k, rest_n, rest_rate, weights, scale=share / (1.0 - share))
+    mean, variance, third = compute_log_ratio_cumulants(own.a, own.b, rest.a, rest.b)
+    cumulants = (mean + np.log(rest_rate / null_rate), variance, third)
+    tail = (1.0 - config.credible_mass) / 2.0
+    low, high = compute_beta_interval(own.a, own.b, config.credible_mass)
+    lift = own.mean / null_rate
+    above = compute_probability_above_one(cumulants)
+    return cells.with_columns(
+        rate=k / n,
+        shrunk_rate=own.mean,
+        low=low,
+        high=high,
+        lift=lift,
+        lift_low=_to_lift(compute_ratio_quantile(cumulants, tail), share),
+        lift_high=_to_lift(compute_ratio_quantile(cumulants, 1.0 - tail), share),
+        p_lift=np.where(lift >= 1.0, above, 1.0 - above),
+        own_weight=np.clip(own.own_weight, 0.0, 1.0),
+        naive_lift=(k / n) / np.maximum(base_k / base_n, 1e-12),
+    )
+
+
+def _to_lift(ratio: Floats, share: Floats) -> Floats:
+    """Lift over the base rate from the ratio to the rest; the base contains the cell's share."""
+    return ratio / (share * ratio + 1.0 - share)
+
+
+def _test(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """p-values, and q-values within the ledger of each client over all detectors."""
+    k, expected, variance = _numbers(cells, "k", "expected", "variance")
+    tested = find_testable(expected, variance)
+    p = compute_two_sided_p(k, expected, variance)
+    q = np.ones(cells.height)
+    client = cells["client"].to_numpy().astype(np.int64)
+    q[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
+    return cells.with_columns(p_value=p, is_tested=tested, q_value=q).with_columns(
+        verdict=pl.when(
+            (pl.col("q_value") <= config.act_q)
+            & ((pl.col("lift_low") > 1.0) | (pl.col("lift_high") < 1.0))
+        )
+        .then(pl.lit(Verdict.ACT.value))
+        .when(pl.col("q_value").is_between(config.act_q, config.watch_q, closed="right"))
+        .then(pl.lit(Verdict.WATCH.value))
+        .otherwise(pl.lit(Verdict.NO_EVIDENCE.value))
+    )
+
+
+def _find_reversals(
+    cells: pl.DataFrame,
+    population: Population,
+    dimensions: Sequence[Dimension],
+    config: LearningConfig,
+) -> pl.DataFrame:
+    """Strata of promising cells in which the effect points the other way.
+
+    Returns:
+        One row per cell that is an act: the cell's key, turns_sign (an adjusted effect has the
+        other sign than the naive one), reversed_share (largest over the checked variables),
+        reversals (list of structs).
+    """
+    promising = cells.filter(pl.col("verdict") == Verdict.ACT.value)
+    schema: dict[str, pl.DataType | type[pl.DataType]] = {
+        **{name: cells.schema[name] for name in CELL},
+        "turns_sign": pl.Boolean,
+        "reversed_share": pl.Float64,
+        "reversals": pl.List(
+            pl.Struct(
+                {
+                    "variable": pl.String,
+                    "stratum": pl.String,
+                    "share": pl.Float64,
+                    "probability": pl.Float64,
+                }
+            )
+        ),
+    }
+    parts = []
+    by_name: Mapping[tuple[str, str], Dimension] = {
+        (d.pattern.value, d.name): d for d in dimensions
+    }
+    for key, chosen in sorted(promising.group_by("pattern", "dimension"), key=lambda item: item[0]):
+        dimension = by_name[(str(key[0]), str(key[1]))]
+        for variable in dimension.checked:
+            counts = count_cells(
+                population, dimension, [variable], chosen["client"].unique().sort()
+            ).join(chosen.select("client", "value"), on=["client", "value"], how="semi")
+            parts.append(
+                _check_variable(counts.sort("client", "value", variable), chosen, variable, config)
+            )
+    if not parts:
+        return pl.DataFrame(schema=schema)
+    return (
+        pl.concat(parts)
+        .group_by(CELL)
+        .agg(
+            turns_sign=pl.col("turns_sign").any(),
+            reversed_share=pl.col("reversed_share").max(),
+            reversals=pl.col("reversals").sort_by("variable").explode().drop_nulls(),
+        )
+        .cast(schema)  # type: ignore[arg-type]
+    )
+
+
+def _check_variable(
+    counts: pl.DataFrame, chosen: pl.DataFrame, variable: str, config: LearningConfig
+) -> pl.DataFrame:
+    """Reversing strata of one variable, one row per chosen cell."""
+    n, k, base_n, base_k = _numbers(counts, "n", "k", "base_n", "base_k")
+    rest_n, rest_k = base_n - n, base_k - k
+    # Jeffreys' prior on both sides; where there is nothing to compare with, no probability.
+    cumulants = compute_log_ratio_cumulants(
+        k + 0.5, n - k + 0.5, rest_k + 0.5, np.maximum(rest_n - rest_k, 0.0) + 0.5
+    )
+    above = np.where(rest_n > 0, compute_probability_above_one(cumulants), 0.5)
+    adjusted = summarize_cells(counts).select("client", "value", adjusted_expected="expected")
+    return (
+        counts.with_columns(above=above)
+        .join(
+            chosen.select(*CELL, "naive_lift", "lift", "base_n", "base_k", "expected").rename(
+                {"base_n": "all_n", "base_k": "all_k"}
+            ),
+            on=["client", "value"],
+        )
+        .with_columns(
+            probability=pl.when(pl.col("lift") >= 1).then(1 - pl.col("above")).otherwise("above"),
+            share=pl.col("n") / pl.col("n").sum().over("client", "value"),
+        )
+        .with_columns(is_reversed=pl.col("probability") >= config.reversal_probability)
+        .sort("client", "value", variable)
+        .group_by(CELL, maintain_order=True)
+        .agg(
+            k=pl.col("k").sum(),
+            lift=pl.col("lift").first(),
+            naive_lift=pl.col("naive_lift").first(),
+            reversed_n=pl.col("n").filter("is_reversed").sum(),
+            all_n=pl.col("n").sum(),
+            variable=pl.lit(variable),
+            reversals=pl.struct(
+                variable=pl.lit(variable),
+                stratum=pl.col(variable).cast(pl.String).fill_null("unknown"),
+                share="share",
+                probability="probability",
+            ).filter("is_reversed"),
+        )
+        .join(adjusted, on=["client", "value"])
+        .select(
+            *CELL,
+            "variable",
+            "reversals",
+            reversed_share=pl.col("reversed_n") / pl.col("all_n"),
+            turns_sign=((pl.col("k") > pl.col("adjusted_expected")) != (pl.col("naive_lift") > 1))
+            | ((pl.col("lift") > 1) != (pl.col("naive_lift") > 1)),
+        )
+    )
+
+
+def _judge(cells: pl.DataFrame, reversals: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """Final verdicts and the order in which a document lists its estimates."""
+    does_reverse = pl.col("turns_sign") | (pl.col("reversed_share") > config.reversal_share)
+    return (
+        cells.join(reversals, on=CELL, how="left")
+        .with_columns(
+            verdict=pl.when(does_reverse.fill_null(False))
+            .then(pl.lit(Verdict.WATCH.value))
+            .otherwise("verdict")
+        )
+        .with_columns(
+            order=pl.col("verdict").replace_strict(
+                {name: place for place, name in enumerate(VERDICT_ORDER)}, return_dtype=pl.Int8
+            )
+        )
+        .sort(
+            ["client", "pattern", "dimension", "order", "lift_low", "value"],
+            descending=[False, False, False, False, True, False],
+        )
+        .drop("order")
+    )

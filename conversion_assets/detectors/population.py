@@ -1,0 +1,257 @@
+"""Who is looked at: window, maturity and risk set, one rule for all four detectors.
+
+Leads count when they were created in the window and have had time to convert: they are older than
+the client's 90th percentile of time to conversion. A younger lead is left out whatever became of
+it. Leaving out only the young *open* ones would keep the quick winners of the last weeks and drop
+everybody they should be compared with (see docs/decisions/maturity.md).
+
+Touches count while their lead is at risk: made in the window, not after the lead's conversion, and
+old enough for their own outcome to be known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from conversion_assets.domain.config import LearningConfig
+
+# Touch numbers from here on share a stratum: few leads get that far, and their hazards are alike.
+LAST_TOUCH_STRATUM = 8
+LONGEST_SEQUENCE = 6
+SEQUENCE_SEPARATOR = "\x1f"
+"""Joins channels of a prefix; a control character, which no channel name contains."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Rows that the detectors may count, as of one moment.
+
+    Attributes:
+        client_ids: Sorted ids; a row's `client` is the index into this list.
+        as_of: Nothing later is known.
+        leads: One row per mature lead: client, is_converted (outcome), month, channel (of the
+            first touch), and the attributes of `lead_features`.
+        touches: One row per touch at risk: client, is_outcome, month, channel, touch_stratum, and
+            the columns of `touch_features`.
+        sequences: One row per mature lead and prefix length it reached: client, length, prefix,
+            is_outcome, is_later_half.
+        followed: One row per lead of the window for time to conversion: client, duration_days,
+            is_converted.
+        summary: One row per client in `client_ids` order: n, k, maturity_days.
+        notes: client, reason, rows: what was left out and why.
+    """
+
+    client_ids: list[str]
+    as_of: datetime
+    leads: pl.DataFrame
+    touches: pl.DataFrame
+    sequences: pl.DataFrame
+    followed: pl.DataFrame
+    summary: pl.DataFrame
+    notes: pl.DataFrame
+
+
+def select_population(
+    leads: pl.DataFrame,
+    touches: pl.DataFrame,
+    client_ids: Sequence[str],
+    as_of: datetime,
+    config: LearningConfig,
+) -> Population:
+    """Cut feature frames down to what was known and settled at `as_of`.
+
+    Args:
+        leads: `lead_features`, any order.
+        touches: `touch_features`, any order.
+        client_ids: Clients to keep; a client without rows is kept with n = 0.
+        as_of: Aware time; later facts are unknown.
+        config: Window and maturity quantile.
+
+    Returns:
+        The population; frames are sorted by client and a key of their own.
+    """
+    ids = sorted(set(client_ids))
+    index = pl.DataFrame(
+        {"client_id": ids, "client": range(len(ids))},
+        schema={"client_id": pl.String, "client": pl.Int32},
+    )
+    start = as_of - timedelta(days=config.window_days)
+    known_leads = _know_leads(leads, index, start, as_of)
+    known_touches = _know_touches(touches, index, as_of)
+    lead_maturity = _compute_maturity(
+        known_leads.filter("is_converted"),
+        pl.col("converted_at") - pl.col("created_at"),
+        "maturity_days",
+        config.maturity_quantile,
+    )
+    touch_maturity = _compute_maturity(
+        known_touches.filter(pl.col("is_outcome") & (pl.col("occurred_at") > start)),
+        pl.col("lead_converted_at") - pl.col("occurred_at"),
+        "touch_maturity_days",
+        config.maturity_quantile,
+    )
+    joined = known_leads.join(lead_maturity, on="client", how="left")
+    is_mature = pl.col("age_days") >= pl.col("maturity_days").fill_null(0.0)
+    mature = _add_first_channel(joined.filter(is_mature), known_touches)
+    at_risk, touch_notes = _select_touches(known_touches, touch_maturity, start, as_of)
+    summary = (
+        index.select("client")
+        .join(
+            mature.group_by("client").agg(
+                n=pl.len().cast(pl.Int64), k=pl.col("is_converted").sum().cast(pl.Int64)
+            ),
+            on="client",
+            how="left",
+        )
+        .join(lead_maturity, on="client", how="left")
+        .with_columns(pl.col("n", "k").fill_null(0))
+        .sort("client")
+    )
+    notes = pl.concat(
+        [
+            _count_note(joined.filter(~is_mature), "lead too young for its outcome to be known"),
+            *touch_notes,
+        ]
+    )
+    return Population(
+        client_ids=ids,
+        as_of=as_of,
+        leads=mature,
+        touches=at_risk,
+        sequences=_build_sequences(mature, known_touches),
+        followed=joined.select(
+            "client",
+            "lead_id",
+            "is_converted",
+            duration_days=pl.when("is_converted")
+            .then(_days(pl.col("converted_at") - pl.col("created_at")))
+            .otherwise("age_days"),
+        ),
+        summary=summary,
+        notes=notes.filter(pl.col("rows") > 0).sort("client", "reason"),
+    )
+
+
+def _days(duration: pl.Expr) -> pl.Expr:
+    return duration.dt.total_microseconds() / 86_400e6
+
+
+def _month(column: str) -> pl.Expr:
+    return (pl.col(column).dt.year() * 12 + pl.col(column).dt.month()).cast(pl.Int32)
+
+
+def _know_leads(
+    leads: pl.DataFrame, index: pl.DataFrame, start: datetime, as_of: datetime
+) -> pl.DataFrame:
+    """Leads of the window, with their outcome as it was known at as_of."""
+    return (
+        leads.join(index, on="client_id")
+        .filter((pl.col("created_at") > start) & (pl.col("created_at") <= as_of))
+        .with_columns(
+            is_converted=pl.col("converted_at").is_not_null() & (pl.col("converted_at") <= as_of),
+            age_days=_days(pl.lit(as_of) - pl.col("created_at")),
+            month=_month("created_at"),
+        )
+        .sort("client", "lead_id")
+    )
+
+
+def _know_touches(touches: pl.DataFrame, index: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
+    """Touches made by as_of, with their outcome as it was known then."""
+    return (
+        touches.join(index, on="client_id")
+        .filter(pl.col("occurred_at") <= as_of)
+        .with_columns(
+            is_outcome=(
+                pl.col("is_converting")
+                & pl.col("lead_converted_at").is_not_null()
+                & (pl.col("lead_converted_at") <= as_of)
+            ),
+            month=_month("occurred_at"),
+            touch_stratum=pl.col("touch_number").clip(1, LAST_TOUCH_STRATUM).cast(pl.Int32),
+        )
+        .sort("client", "lead_id", "touch_number")
+    )
+
+
+def _compute_maturity(
+    rows: pl.DataFrame, delay: pl.Expr, name: str, quantile: float
+) -> pl.DataFrame:
+    """Each client's quantile of a delay in days, never below 0."""
+    return rows.group_by("client").agg(
+        _days(delay).clip(lower_bound=0).quantile(quantile, "higher").alias(name)
+    )
+
+
+def _add_first_channel(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame:
+    first = touches.filter(pl.col("touch_number") == 1).select(
+        "client", "lead_id", "channel", "touch_number"
+    )
+    return leads.join(first, on=["client", "lead_id"], how="left").sort("client", "lead_id")
+
+
+def _select_touches(
+    touches: pl.DataFrame, maturity: pl.DataFrame, start: datetime, as_of: datetime
+) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
+    """Touches at risk and settled, and notes on those left out."""
+    joined = touches.filter(pl.col("occurred_at") > start).join(maturity, on="client", how="left")
+    age = _days(pl.lit(as_of) - pl.col("occurred_at"))
+    is_settled = age >= pl.col("touch_maturity_days").fill_null(0.0)
+    notes = [
+        _count_note(joined.filter("is_after_conversion"), "touch after the lead's conversion"),
+        _count_note(
+            joined.filter(~pl.col("is_after_conversion") & ~is_settled),
+            "touch too young for its outcome to be known",
+        ),
+        _count_note(
+            joined.filter(
+                pl.col("booking_mismatch") & (pl.col("lead_converted_at") <= as_of).fill_null(True)
+            ),
+            "led_to_booking contradicts the times (counted by the times)",
+        ),
+        _count_note(
+            joined.filter(pl.col("local_hour").is_null()), "touch without a time zone (not in WHEN)"
+        ),
+    ]
+    kept = joined.filter(~pl.col("is_after_conversion") & is_settled)
+    return kept.sort("client", "lead_id", "touch_number"), notes
+
+
+def _count_note(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
+    return (
+        rows.group_by("client")
+        .agg(reason=pl.lit(reason), rows=pl.len().cast(pl.Int64))
+        .select(pl.col("client").cast(pl.Int32), "reason", "rows")
+    )
+
+
+def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame:
+    """Channel prefixes that each mature lead reached before its conversion."""
+    middle = leads.group_by("client").agg(middle=pl.col("created_at").sort().gather(pl.len() // 2))
+    halves = leads.join(
+        middle.with_columns(pl.col("middle").list.first()), on="client", how="left"
+    ).select(
+        "client", "lead_id", "is_converted", is_later_half=pl.col("created_at") >= pl.col("middle")
+    )
+    paths = (
+        touches.filter(
+            (pl.col("touch_number") <= LONGEST_SEQUENCE) & ~pl.col("is_after_conversion")
+        )
+        .group_by("client", "lead_id")
+        .agg(pl.col("channel").sort_by("touch_number"))
+        .join(halves, on=["client", "lead_id"])
+    )
+    prefixes = [
+        paths.filter(pl.col("channel").list.len() >= length).select(
+            "client",
+            "lead_id",
+            length=pl.lit(length, pl.Int32),
+            prefix=pl.col("channel").list.head(length).list.join(SEQUENCE_SEPARATOR),
+            is_outcome="is_converted",
+            is_later_half="is_later_half",
+        )
+        for length in range(2, LONGEST_SEQUENCE + 1)
+    ]
+    return pl.concat(prefixes).sort("client", "length", "lead_id")
