@@ -204,9 +204,13 @@ def migrate(engine_or_url: Engine | str) -> str:
     Raises:
         InputError: the database cannot be reached, or is at a revision this code does not know.
     """
+    if isinstance(engine_or_url, str):
+        engine = create_database_engine(engine_or_url)
+        try:
+            return migrate(engine)
+        finally:
+            engine.dispose()
     engine = engine_or_url
-    if isinstance(engine, str):
-        engine = create_database_engine(engine)
     with reported_connection_errors(engine), write_transaction(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})

@@ -353,6 +353,7 @@ def _postgresql_deletions(table):
     ]
 
 
+# A percent sign is doubled for the driver.
 POSTGRESQL = [
     """CREATE FUNCTION number_change() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -370,7 +371,7 @@ POSTGRESQL = [
     BEGIN
         EXECUTE format(
             'INSERT INTO row_deletions (table_name, client_id, id, change_id)'
-            ' SELECT %L, client_id, id, pg_current_xact_id()::text::bigint FROM %I.%I'
+            ' SELECT %%L, client_id, id, pg_current_xact_id()::text::bigint FROM %%I.%%I'
             ' ON CONFLICT (table_name, client_id, id) DO UPDATE SET change_id = excluded.change_id',
             TG_TABLE_NAME, TG_TABLE_SCHEMA, TG_TABLE_NAME);
         RETURN NULL;
@@ -384,7 +385,7 @@ POSTGRESQL = [
     END $$""",
     """CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        RAISE EXCEPTION '% is append-only', TG_TABLE_NAME;
+        RAISE EXCEPTION '%% is append-only', TG_TABLE_NAME;
     END $$""",
     *_postgresql_tracking("clients", CLIENT_SOURCE_COLUMNS),
     *_postgresql_tracking("leads", LEAD_COLUMNS),
