@@ -21,6 +21,8 @@ EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
 """No outreach is recorded before it; zero epochs (1970) and 1900 are how exports write "none"."""
 LATEST = datetime(2100, 1, 1, tzinfo=UTC)
 """First instant that is no date any more; 2999 and 9999 are how exports write "never"."""
+LONGEST_ID = 200
+"""Characters of an id; two such ids still fit one entry of a database index."""
 LARGEST_INTEGER = 2**31 - 1
 """Highest whole number of the SQL tables' 32-bit columns."""
 
@@ -63,20 +65,24 @@ def is_zone(name: str) -> bool:
 
 def _text(description: str, *, checks: Check | None = None, **metadata: Any) -> dy.String:
     return dy.String(
-        nullable=not _is_given(metadata),
+        nullable=not metadata.get("required", False),
         check={"nul character": _has_no_nul, **(checks or {})},
         description=description,
         metadata=metadata,
     )
 
 
-def _id(description: str, **metadata: Any) -> dy.String:
-    return _text(description, **metadata)
+def _id(description: str) -> dy.String:
+    return _text(
+        description,
+        checks={"id too long": lambda c: c.str.len_chars() <= LONGEST_ID},
+        required=True,
+    )
 
 
 def _time(description: str, **metadata: Any) -> dy.Datetime:
     return dy.Datetime(
-        nullable=not _is_given(metadata),
+        nullable=not metadata.get("required", False),
         time_zone="UTC",
         time_unit="us",
         check={"timestamp out of range": _is_in_range},
@@ -86,12 +92,14 @@ def _time(description: str, **metadata: Any) -> dy.Datetime:
 
 
 def _flag(description: str, **metadata: Any) -> dy.Bool:
-    return dy.Bool(nullable=not _is_given(metadata), description=description, metadata=metadata)
+    return dy.Bool(
+        nullable=not metadata.get("required", False), description=description, metadata=metadata
+    )
 
 
 def _count(description: str, *, checks: Check | None = None, **metadata: Any) -> dy.Int64:
     return dy.Int64(
-        nullable=not _is_given(metadata),
+        nullable=not metadata.get("required", False),
         check={"number out of range": lambda c: c.abs() <= LARGEST_INTEGER, **(checks or {})},
         description=description,
         metadata=metadata,
@@ -99,18 +107,20 @@ def _count(description: str, *, checks: Check | None = None, **metadata: Any) ->
 
 
 def _json(description: str) -> dy.String:
-    return _text(description, json=True)
-
-
-def _is_given(metadata: dict[str, Any]) -> bool:
-    return bool(metadata.get("required") or metadata.get("never_null"))
+    # In JSON the character is written as an escape; a backslash before it may itself be escaped.
+    escaped = r"(?:^|[^\\])(?:\\\\)*\\u0000"
+    return _text(
+        description,
+        checks={"nul character": lambda c: ~c.str.contains(escaped)},
+        json=True,
+    )
 
 
 class ClientRows(dy.Schema):
     """One row per client of the agency."""
 
-    id = _id("The client's id.", required=True)
-    name = _text("Name shown to people.", default="the id", never_null=True)
+    id = _id("The client's id.")
+    name = _text("Name shown to people.", default="the id")
     timezone = _text(
         "IANA zone for leads that have none of their own.",
         checks={"unknown time zone": _is_zone},
@@ -119,26 +129,25 @@ class ClientRows(dy.Schema):
         "One of: " + ", ".join(SubscriptionStatus) + ".",
         checks={"unknown subscription status": lambda c: c.is_in(list(SubscriptionStatus))},
         default="active",
-        never_null=True,
     )
-    is_paused = _flag("Learning is paused.", default="false", never_null=True)
+    is_paused = _flag("Learning is paused.", default="false")
     als_learned_weights = _json("Learned weights of the lead score; later kept by the pipeline.")
     als_weights_updated_at = _time("When they were learned; later kept by the pipeline.")
     conversion_sample_count = _count(
         "Leads they were learned from; later kept by the pipeline.",
         checks={"negative sample count": lambda c: c >= 0},
     )
-    pool_opt_in = _flag("Gives to and takes from the pool.", default="false", never_null=True)
-    created_at = _time("When the client came.")
-    updated_at = _time("When the client's row last changed.", default="created_at")
+    pool_opt_in = _flag("Gives to and takes from the pool.", default="false")
+    created_at = _time("When the client came; kept.", default="time of the first import")
+    updated_at = _time("When the client's row last changed.")
     deleted_at = _time("When the client left; null while it is there.")
 
 
 class LeadRows(dy.Schema):
     """One row per client and lead."""
 
-    id = _id("The lead's id, unique within its client.", required=True)
-    client_id = _id("The client it belongs to.", required=True)
+    id = _id("The lead's id, unique within its client.")
+    client_id = _id("The client it belongs to.")
     first_name = _text("First name; matched against the body of touches.")
     last_name = _text("Last name.")
     email = _text("E-mail address.")
@@ -161,7 +170,6 @@ class LeadRows(dy.Schema):
         "One of: " + ", ".join(LeadStatus) + ".",
         checks={"unknown status": lambda c: c.is_in(list(LeadStatus))},
         default="converted where converted_at is given, else new",
-        never_null=True,
     )
     als_score = dy.Float64(nullable=True, description="Lead score, 0 to 100.", metadata={})
     als_tier = _text("Tier of the score: hot, warm, cool, cold or dead.")
@@ -175,7 +183,6 @@ class LeadRows(dy.Schema):
     updated_at = _time(
         "When the lead last changed. For a failed lead: when it failed.",
         default="converted_at, else created_at",
-        never_null=True,
     )
     deleted_at = _time("When the lead was deleted; null while it is there.")
 
@@ -188,9 +195,9 @@ class LeadRows(dy.Schema):
 class ActivityRows(dy.Schema):
     """One row per client and activity: outbound touches, replies, opens, meetings."""
 
-    id = _id("The activity's id, unique within its client.", required=True)
-    client_id = _id("The client it belongs to.", required=True)
-    lead_id = _id("The lead it belongs to, of the same client.", required=True)
+    id = _id("The activity's id, unique within its client.")
+    client_id = _id("The client it belongs to.")
+    lead_id = _id("The lead it belongs to, of the same client.")
     campaign_id = _text("Campaign.")
     channel = _text(
         "email, sms, linkedin, voice, mail or any other name.",
@@ -210,7 +217,7 @@ class ActivityRows(dy.Schema):
     metadata = _json("Anything else the sending system knows, as an object.")
     led_to_booking = _flag("The sending system says that this touch led to the booking.")
     occurred_at = _time("When it happened.", required=True)
-    created_at = _time("When it was recorded.", default="occurred_at", never_null=True)
+    created_at = _time("When it was recorded.", default="occurred_at")
 
 
 CONTRACTS: dict[str, type[dy.Schema]] = {
@@ -227,12 +234,13 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """What identifies a row: ids of leads and activities are unique within their client only."""
 
-PIPELINE_COLUMNS: tuple[str, ...] = (
+KEPT_COLUMNS: tuple[str, ...] = (
+    "created_at",
     "als_learned_weights",
     "als_weights_updated_at",
     "conversion_sample_count",
 )
-"""Client columns that learning keeps: a file may give the first value, never a later one."""
+"""Client columns whose first value stays: what learning wrote is not undone by an import."""
 
 
 def required_columns(table: str) -> list[str]:
@@ -263,23 +271,23 @@ def json_columns(table: str) -> list[str]:
     ]
 
 
-def reason_of(rule: str) -> tuple[str, str | None]:
-    """Translate the name of a contract's rule into the reason a person reads, and its column.
+def reason_of(rule: str) -> str:
+    """Translate the name of a contract's rule into the reason a person reads.
 
     Example:
         >>> reason_of("created_at|nullability")
-        ('missing created_at', 'created_at')
+        'missing created_at'
         >>> reason_of("status|check__unknown status")
-        ('unknown status', 'status')
+        'unknown status'
         >>> reason_of("converted_before_created")
-        ('converted before created', None)
+        'converted before created'
     """
     column, bar, check = rule.partition("|")
     if not bar:
-        return rule.replace("_", " "), None
+        return rule.replace("_", " ")
     if check == "nullability":
-        return f"missing {column}", column
-    return check.removeprefix("check__"), column
+        return f"missing {column}"
+    return check.removeprefix("check__")
 
 
 def document_contracts() -> str:

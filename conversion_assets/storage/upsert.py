@@ -1,0 +1,168 @@
+"""Bulk insert-or-update: a row that is the same is not touched, so its change id stays."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import polars as pl
+from sqlalchemy import Column, Connection, Table, case, false, func, or_, select, text
+from sqlalchemy import column as sql_column
+from sqlalchemy import table as sql_table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ColumnElement
+
+from conversion_assets.domain.contracts import CONTRACTS, KEPT_COLUMNS, KEYS
+from conversion_assets.storage import tables
+
+BATCH_ROWS = 50_000
+"""Rows handed to the database at once: Python objects of one batch take about 60 MB, and the
+progress bar moves several times a second."""
+
+_SQLITE_TIME = "%Y-%m-%dT%H:%M:%S%.6fZ"
+"""The text of `tables.sqlite_time`, as Polars writes it."""
+
+
+def upsert_rows(
+    connection: Connection,
+    table: str,
+    rows: pl.DataFrame,
+    provided: Sequence[str],
+    *,
+    change_id: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> int:
+    """Insert new rows and update changed ones, inside the caller's transaction.
+
+    Args:
+        connection: In a transaction that may write.
+        table: clients, leads or activities.
+        rows: Checked rows in the contract's columns, one per key.
+        provided: Columns the source has. The others hold defaults for new rows; in rows that
+            exist already they are left as they are.
+        change_id: Number of the transaction, see `database.next_change_id`.
+        progress: Told table, rows so far and all rows after each batch.
+
+    Returns:
+        How many rows were new or changed.
+    """
+    if rows.height == 0:
+        return 0
+    target = tables.metadata.tables[table]
+    names = [*CONTRACTS[table].column_names(), "change_id"]
+    # In the order of the key the database appends to its index instead of jumping about in it.
+    ordered = rows.sort(KEYS[table]).with_columns(
+        pl.lit(change_id, dtype=pl.Int64).alias("change_id")
+    )
+    batches = _report(ordered.select(names).iter_slices(BATCH_ROWS), table, rows.height, progress)
+    if connection.dialect.name == "postgresql":
+        return _upsert_postgresql(connection, target, names, batches, provided)
+    return _upsert_sqlite(connection, target, names, batches, provided)
+
+
+def _report(
+    batches: Iterator[pl.DataFrame],
+    table: str,
+    total: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Iterator[pl.DataFrame]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += batch.height
+        if progress:
+            progress(table, done, total)
+
+
+def _upsert_sqlite(
+    connection: Connection,
+    target: Table,
+    names: Sequence[str],
+    batches: Iterator[pl.DataFrame],
+    provided: Sequence[str],
+) -> int:
+    statement = sqlite.insert(target).values(dict.fromkeys(names))
+    set_, where = _changes(target, statement.excluded, provided)
+    upsert = statement.on_conflict_do_update(
+        index_elements=list(KEYS[target.name]), set_=set_, where=where
+    )
+    compiled = upsert.compile(dialect=connection.dialect)
+    order = compiled.positiontup or []
+    written = 0
+    for batch in batches:
+        stored = batch.with_columns(pl.selectors.datetime().dt.to_string(_SQLITE_TIME)).select(
+            order
+        )
+        written += connection.exec_driver_sql(str(compiled), stored.rows()).rowcount
+    return written
+
+
+def _upsert_postgresql(
+    connection: Connection,
+    target: Table,
+    names: Sequence[str],
+    batches: Iterator[pl.DataFrame],
+    provided: Sequence[str],
+) -> int:
+    staged = sql_table(f"staged_{target.name}", *(sql_column(name) for name in names))
+    copy = _copy_into_staged(connection, target, names)
+    for batch in batches:
+        copy(batch)
+    statement = postgresql.insert(target).from_select(
+        list(names), select(*(staged.c[name] for name in names))
+    )
+    set_, where = _changes(target, statement.excluded, provided)
+    upsert = statement.on_conflict_do_update(
+        index_elements=list(KEYS[target.name]), set_=set_, where=where
+    )
+    written = connection.execute(upsert).rowcount
+    connection.execute(text(f"DROP TABLE pg_temp.staged_{target.name}"))
+    return written
+
+
+def _copy_into_staged(
+    connection: Connection, target: Table, names: Sequence[str]
+) -> Callable[[pl.DataFrame], None]:
+    """Make a temporary table like the target, without its constraints, and a way to fill it."""
+    connection.execute(
+        text(f"CREATE TEMP TABLE staged_{target.name} (LIKE {target.name}) ON COMMIT DROP")
+    )
+    columns = ", ".join(names)
+    command = f"COPY pg_temp.staged_{target.name} ({columns}) FROM STDIN (FORMAT csv)"
+    driver: Any = connection.connection.driver_connection
+
+    def copy(batch: pl.DataFrame) -> None:
+        with driver.cursor() as cursor, cursor.copy(command) as stream:
+            # An empty field is null: the contracts leave no empty text.
+            stream.write(batch.write_csv(include_header=False, quote_style="non_numeric").encode())
+
+    return copy
+
+
+def _changes(
+    target: Table, given: Any, provided: Sequence[str]
+) -> tuple[dict[str, Any], ColumnElement[bool]]:
+    """What an update sets, and the condition that it changes anything."""
+    values = {
+        name: value
+        for name in CONTRACTS[target.name].column_names()
+        if name not in KEYS[target.name]
+        and (value := _new_value(target.c[name], given, provided)) is not None
+    }
+    differs = or_(
+        false(), *(target.c[name].is_distinct_from(value) for name, value in values.items())
+    )
+    return {**values, "change_id": given.change_id}, differs
+
+
+def _new_value(
+    column: Column[Any], given: Any, provided: Sequence[str]
+) -> ColumnElement[Any] | None:
+    """Value of a column in a row that exists already; None leaves it alone."""
+    name, table = column.name, column.table.name
+    if table == "clients" and name in KEPT_COLUMNS:
+        return func.coalesce(column, given[name]) if name in provided else None
+    if name in provided:
+        return given[name]  # type: ignore[no-any-return]
+    if table == "leads" and name in ("status", "updated_at") and "converted_at" in provided:
+        # A conversion tells the status and the time of the change; an open lead tells neither.
+        return case((given.converted_at.is_not(None), given[name]), else_=column)
+    return None
