@@ -1,0 +1,632 @@
+"""The columnar store: features as sorted Parquet files under one manifest.
+
+Layout, in a local folder or under an ``s3://`` prefix::
+
+    manifest.json                            the only entry; replaced whole
+    lead_features/b07-<random>.parquet       never changed once written
+    touch_features/b07-<random>.parquet
+
+A client's rows lie in the bucket its id hashes to, so that ten thousand clients are not ten
+thousand files, and a change of one client rewrites one bucket. A write puts new files beside the
+old ones and then replaces the manifest: a reader sees the state before or after it, never a
+mixture, and a write that dies in between changes nothing. Files that no manifest of the last two
+names are collected by a later write.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import obstore
+import polars as pl
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conversion_assets.domain.errors import (
+    ConflictError,
+    ConversionError,
+    InputError,
+    NotFoundError,
+    SuspiciousReadError,
+)
+
+FORMAT_VERSION = 1
+"""Moves when files or manifest are laid out in another way; other formats are rebuilt."""
+BUCKETS = 64
+"""A bucket of a store of 100 million touches has 1.5 million rows: rewritten in about a second."""
+ROW_GROUP_ROWS = 32_768
+"""Smallest part that is read for one client; large enough for dictionaries to pay."""
+ORPHAN_SECONDS = 86_400.0
+"""Files of a dead write are kept this long, for they could belong to one still at work."""
+READ_ATTEMPTS = 5
+"""A reader that two commits overtake finds a file gone and starts again with the new manifest."""
+
+Table = Literal["lead_features", "touch_features"]
+TABLES: tuple[Table, ...] = ("lead_features", "touch_features")
+_KEYS: dict[Table, list[str]] = {
+    "lead_features": ["client_id", "lead_id"],
+    "touch_features": ["client_id", "lead_id", "occurred_at", "activity_id"],
+}
+_MANIFEST = "manifest.json"
+_DTYPES: dict[str, pl.DataType] = {
+    str(dtype): dtype
+    for dtype in (
+        pl.String(), pl.Boolean(), pl.Int8(), pl.Int32(), pl.Int64(), pl.Float64(),
+        pl.Datetime("us", "UTC"),
+    )
+}  # fmt: skip
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredFile(_Record):
+    """One Parquet file of a table."""
+
+    path: str
+    bucket: int
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class StoredClient(_Record):
+    """What the store holds of one client."""
+
+    leads: int
+    touches: int
+    fingerprint: str = Field(description="Hash of the client's rows, whatever their files")
+
+
+class Manifest(_Record):
+    """One consistent version of the store."""
+
+    format_version: int = FORMAT_VERSION
+    feature_version: str = ""
+    revision: int = 0
+    watermark: dict[str, Any] | None = Field(None, description="How far the sources were read")
+    columns: dict[str, dict[str, str]] = Field(default_factory=dict)
+    files: dict[str, list[StoredFile]] = Field(default_factory=dict)
+    previous_paths: list[str] = Field(default_factory=list)
+    clients: dict[str, StoredClient] = Field(default_factory=dict)
+
+    def rows(self, table: Table) -> int:
+        """Rows of a table."""
+        return sum(file.rows for file in self.files.get(table, []))
+
+
+def bucket_of(client_id: str) -> int:
+    """Bucket of a client: the same in every process and version.
+
+    Example:
+        >>> bucket_of("acme") == bucket_of("acme")
+        True
+    """
+    return int.from_bytes(hashlib.sha256(client_id.encode()).digest()[:4], "big") % BUCKETS
+
+
+def compute_fingerprints(tables: Mapping[Table, pl.DataFrame]) -> dict[str, str]:
+    """Content hash of each client's rows over all tables.
+
+    It depends on column names, types and values only: not on the order of the rows, on files, on
+    the history of writes, or on the version of a library's own hash.
+
+    Args:
+        tables: frames by table name, in any order of rows.
+
+    Returns:
+        Hexadecimal SHA-256 by client id.
+    """
+    hashes: dict[str, Any] = {}
+    for table in TABLES:
+        frame = tables[table].sort(_KEYS[table])
+        parts = [_column_parts(frame[name]) for name in sorted(frame.columns)]
+        head = json.dumps([table, {n: str(frame.schema[n]) for n in sorted(frame.columns)}])
+        for client_id, start, stop in _runs(frame["client_id"]):
+            hashed = hashes.setdefault(client_id, hashlib.sha256())
+            hashed.update(f"{head}{stop - start}".encode())
+            for cut in parts:
+                for piece in cut(start, stop):
+                    hashed.update(piece)
+    return {client_id: hashed.hexdigest() for client_id, hashed in hashes.items()}
+
+
+def _runs(ids: pl.Series) -> list[tuple[str, int, int]]:
+    """Client id, first row and row after the last of each run of a sorted column."""
+    runs = ids.rle().struct.unnest()
+    stops = runs["len"].cast(pl.Int64).cum_sum()
+    return list(
+        zip(runs["value"].to_list(), (stops - runs["len"]).to_list(), stops.to_list(), strict=True)
+    )
+
+
+def _column_parts(column: pl.Series) -> Callable[[int, int], Iterable[bytes]]:
+    """A function from a range of rows to the bytes that stand for its values."""
+    valid = column.is_not_null().to_numpy().astype(np.uint8)
+    if column.dtype == pl.String:
+        text = column.fill_null("")
+        lengths = text.str.len_bytes().to_numpy().astype("<i8")
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        data = "".join(text.to_list()).encode()
+        return lambda start, stop: (
+            valid[start:stop].tobytes(),
+            lengths[start:stop].tobytes(),
+            data[ends[start] : ends[stop]],
+        )
+    plain = column.to_physical().fill_null(False if column.dtype == pl.Boolean else 0).to_numpy()
+    values = plain.astype(plain.dtype.newbyteorder("<"))
+    return lambda start, stop: (valid[start:stop].tobytes(), values[start:stop].tobytes())
+
+
+class _Backend(Protocol):
+    """Where bytes lie."""
+
+    def get(self, path: str) -> tuple[bytes, str] | None: ...
+    def put_new(self, path: str, data: bytes) -> None: ...
+    def replace(self, path: str, data: bytes, expected: str | None) -> None: ...
+    def url_of(self, path: str) -> str: ...
+    def listed(self) -> Iterator[tuple[str, float]]: ...
+    def delete(self, paths: list[str]) -> None: ...
+    def locked(self) -> Any: ...
+
+
+class _LocalBackend:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, path: str) -> tuple[bytes, str] | None:
+        try:
+            data = (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def put_new(self, path: str, data: bytes) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(target.parent)
+
+    def replace(self, path: str, data: bytes, expected: str | None) -> None:
+        # Writers hold the lock, so nobody can come between this look and the rename.
+        current = self.get(path)
+        if (current[1] if current else None) != expected:
+            raise ConflictError(f"{self.root}: the store was changed by another writer; try again")
+        staged = f".{path}-{secrets.token_hex(8)}"
+        self.put_new(staged, data)
+        (self.root / staged).replace(self.root / path)
+        _sync_folder(self.root)
+
+    def url_of(self, path: str) -> str:
+        return str(self.root / path)
+
+    def listed(self) -> Iterator[tuple[str, float]]:
+        for path in self.root.rglob("*"):
+            if path.is_file() and path.name not in (_MANIFEST, ".lock"):
+                yield path.relative_to(self.root).as_posix(), path.stat().st_mtime
+
+    def delete(self, paths: list[str]) -> None:
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{self.root}: another process is writing features; wait for it to end"
+                raise ConflictError(message) from None
+            # The system releases the lock with the file, also when the process is killed.
+            yield
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new or renamed entry of a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _ObjectBackend:
+    def __init__(self, url: str, options: Mapping[str, str]) -> None:
+        self.url = url.rstrip("/")
+        settings: Any = dict(options)
+        self.store: Any = obstore.store.from_url(self.url, config=settings)
+
+    def get(self, path: str) -> tuple[bytes, str] | None:
+        try:
+            result = self.store.get(path)
+        except FileNotFoundError:
+            return None
+        return bytes(result.bytes()), result.meta["e_tag"] or ""
+
+    def put_new(self, path: str, data: bytes) -> None:
+        self.store.put(path, data)
+
+    def replace(self, path: str, data: bytes, expected: str | None) -> None:
+        mode: Any = "create" if expected is None else {"e_tag": expected}
+        try:
+            self.store.put(path, data, mode=mode, use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            message = f"{self.url}: the store was changed by another writer; try again"
+            raise ConflictError(message) from None
+
+    def url_of(self, path: str) -> str:
+        return f"{self.url}/{path}"
+
+    def listed(self) -> Iterator[tuple[str, float]]:
+        for batch in self.store.list():
+            for entry in batch:
+                if entry["path"] != _MANIFEST:
+                    yield entry["path"], entry["last_modified"].timestamp()
+
+    def delete(self, paths: list[str]) -> None:
+        self.store.delete(paths)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        # The conditional replacement of the manifest decides who wins.
+        yield
+
+
+class FeatureStore:
+    """Features of all clients in a local folder or under an ``s3://`` prefix.
+
+    Args:
+        url: path, ``file://`` or ``s3://bucket/prefix``.
+        options: object store settings such as ``aws_endpoint``; credentials not given here come
+            from the environment, as the cloud's own tools read them.
+
+    Raises:
+        InputError: the URL is of another kind.
+    """
+
+    def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
+        self.url = str(url)
+        self._options = dict(options or {})
+        self._backend: _Backend
+        if self.url.startswith("s3://"):
+            self._backend = _ObjectBackend(self.url, self._options)
+        elif "://" in self.url and not self.url.startswith("file://"):
+            raise InputError(f"store {self.url}: use a folder or s3://bucket/prefix")
+        else:
+            self._backend = _LocalBackend(Path(self.url.removeprefix("file://")))
+
+    def load_manifest(self) -> Manifest:
+        """The current version; an empty one where nothing was ever written.
+
+        Raises:
+            InputError: the manifest cannot be read.
+        """
+        return self._load()[0]
+
+    def _load(self) -> tuple[Manifest, str | None]:
+        found = self._guarded("read", lambda: self._backend.get(_MANIFEST))
+        if found is None:
+            return Manifest(), None
+        data, version = found
+        try:
+            written = json.loads(data)
+            if written.get("format_version") != FORMAT_VERSION:
+                # Features can always be computed again, so another format counts as empty.
+                return Manifest(previous_paths=_all_paths(written)), version
+            return Manifest.model_validate(written), version
+        except (ValueError, ValidationError, AttributeError):
+            message = f"{self._backend.url_of(_MANIFEST)}: damaged; remove it to rebuild the store"
+            raise InputError(message) from None
+
+    def read(
+        self,
+        table: Table,
+        client_ids: Collection[str] | None = None,
+        columns: Collection[str] | None = None,
+    ) -> pl.DataFrame:
+        """Rows of a table, sorted by its key.
+
+        Args:
+            table: ``lead_features`` or ``touch_features``.
+            client_ids: only these clients; only their buckets and row groups are read.
+            columns: only these, in this order.
+
+        Raises:
+            NotFoundError: nothing was ever written.
+            InputError: an unknown table or column, or a file that cannot be read.
+        """
+        for attempt in range(READ_ATTEMPTS):
+            manifest = self.load_manifest()
+            try:
+                return self._read_version(manifest, table, client_ids, columns)
+            except (FileNotFoundError, pl.exceptions.ComputeError) as error:
+                overtaken = self.load_manifest().revision != manifest.revision
+                if attempt == READ_ATTEMPTS - 1 or not overtaken:
+                    line = " ".join(str(error).split())[:200]
+                    raise InputError(f"store {self.url}: {table} cannot be read: {line}") from None
+        raise AssertionError("the loop returns or raises")
+
+    def read_features(
+        self, client_ids: Collection[str] | None = None
+    ) -> tuple[pl.DataFrame, pl.DataFrame, Manifest]:
+        """Leads, touches and the manifest of one and the same version.
+
+        Raises:
+            NotFoundError: nothing was ever written.
+            InputError: a file cannot be read.
+        """
+        for _ in range(READ_ATTEMPTS):
+            before = self.load_manifest()
+            leads = self.read("lead_features", client_ids)
+            touches = self.read("touch_features", client_ids)
+            if self.load_manifest().revision == before.revision:
+                return leads, touches, before
+        raise ConflictError(f"store {self.url}: it changed at every attempt to read it; try again")
+
+    def _read_version(
+        self,
+        manifest: Manifest,
+        table: Table,
+        client_ids: Collection[str] | None,
+        columns: Collection[str] | None,
+    ) -> pl.DataFrame:
+        if table not in TABLES:
+            raise InputError(f"store {self.url}: no table {table!r}; there are {', '.join(TABLES)}")
+        if table not in manifest.columns:
+            raise NotFoundError(f"store {self.url}: no features yet; import and refresh first")
+        schema = {name: _DTYPES[text] for name, text in manifest.columns[table].items()}
+        chosen = list(schema if columns is None else columns)
+        unknown = sorted(set(chosen) - set(schema))
+        if unknown:
+            raise InputError(f"store {self.url}: {table} has no column {', '.join(unknown)}")
+        wanted = None if client_ids is None else sorted(set(client_ids) & set(manifest.clients))
+        buckets = None if wanted is None else {bucket_of(client_id) for client_id in wanted}
+        files = [
+            self._backend.url_of(file.path)
+            for file in manifest.files[table]
+            if file.rows and (buckets is None or file.bucket in buckets)
+        ]
+        if not files:
+            return pl.DataFrame(schema=schema).select(chosen)
+        scan = pl.scan_parquet(files, storage_options=self._options or None, glob=False)
+        if wanted is not None:
+            scan = scan.filter(pl.col("client_id").is_in(wanted))
+        key = _KEYS[table]
+        # The key is read for the order even where it was not asked for.
+        return scan.select({*chosen, *key}).collect().sort(key).select(chosen)
+
+    @contextmanager
+    def write(self, *, force: bool = False) -> Iterator["FeatureWriter"]:
+        """A writer for one new version; nothing is visible until its ``commit``.
+
+        Args:
+            force: accept that a table loses more than half of its rows.
+
+        Raises:
+            ConflictError: another process writes now, or committed in between.
+        """
+        with self._backend.locked():
+            manifest, version = self._load()
+            writer = FeatureWriter(self, manifest, version, force=force)
+            try:
+                yield writer
+            except BaseException:
+                writer.discard()
+                raise
+            if not writer.is_committed:
+                writer.discard()
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            InputError: a file is missing or differs.
+        """
+        manifest = self.load_manifest()
+        for files in manifest.files.values():
+            for file in files:
+                found = self._guarded("read", partial(self._backend.get, file.path))
+                if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
+                    where = self._backend.url_of(file.path)
+                    raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
+
+    def _guarded(self, verb: str, call: Callable[[], Any]) -> Any:
+        """Run a call of the backend; what it raises becomes one line."""
+        try:
+            return call()
+        except ConversionError:
+            raise
+        except (OSError, obstore.exceptions.BaseError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"store {self.url}: cannot {verb}: {line}") from None
+
+
+def _all_paths(written: Mapping[str, Any]) -> list[str]:
+    files = written.get("files", {})
+    return [file["path"] for table in files.values() for file in table]
+
+
+class FeatureWriter:
+    """Collects new bucket files and commits them as one version.
+
+    Attributes:
+        base: version that the new one replaces.
+        is_committed: whether the new version is in force.
+    """
+
+    def __init__(
+        self, store: FeatureStore, base: Manifest, version: str | None, *, force: bool
+    ) -> None:
+        self.base = base
+        self.is_committed = False
+        self._store = store
+        self._version = version
+        self._force = force
+        self._written: dict[tuple[Table, int], StoredFile | None] = {}
+        self._clients = dict(base.clients)
+        self._columns: dict[str, dict[str, str]] = dict(base.columns)
+
+    def clear(self) -> None:
+        """Start from nothing: buckets that are not written again disappear."""
+        for table in TABLES:
+            for file in self.base.files.get(table, []):
+                self._written.setdefault((table, file.bucket), None)
+        self._clients = {}
+
+    def replace_clients(
+        self, bucket: int, client_ids: Collection[str], leads: pl.DataFrame, touches: pl.DataFrame
+    ) -> None:
+        """Put the given rows in place of all rows of some clients of one bucket.
+
+        Args:
+            bucket: bucket of all the clients.
+            client_ids: clients whose rows are replaced; those without rows disappear.
+            leads: their ``lead_features``.
+            touches: their ``touch_features``.
+
+        Raises:
+            InputError: a row belongs to another client, or a file cannot be written.
+        """
+        if any(bucket_of(client_id) != bucket for client_id in client_ids):
+            raise InputError(f"store {self._store.url}: a client is not of bucket {bucket}")
+        given: dict[Table, pl.DataFrame] = {"lead_features": leads, "touch_features": touches}
+        for client_id in client_ids:
+            self._clients.pop(client_id, None)
+        for table, frame in given.items():
+            strangers = set(frame["client_id"].unique().to_list()) - set(client_ids)
+            if strangers:
+                raise InputError(
+                    f"store {self._store.url}: rows of {sorted(strangers)[0]} too many"
+                )
+            self._columns[table] = {name: str(dtype) for name, dtype in frame.schema.items()}
+            kept = self._kept(table, bucket, client_ids)
+            whole = frame if kept is None else pl.concat([kept, frame])
+            superseded = self._written.get((table, bucket))
+            self._written[table, bucket] = self._put(table, bucket, whole.sort(_KEYS[table]))
+            if superseded is not None:
+                self._store._backend.delete([superseded.path])
+        fingerprints = compute_fingerprints(given)
+        counts = [dict(frame.group_by("client_id").len().iter_rows()) for frame in given.values()]
+        for client_id in sorted(counts[0] | counts[1]):
+            self._clients[client_id] = StoredClient(
+                leads=counts[0].get(client_id, 0),
+                touches=counts[1].get(client_id, 0),
+                fingerprint=fingerprints[client_id],
+            )
+
+    def _kept(self, table: Table, bucket: int, client_ids: Collection[str]) -> pl.DataFrame | None:
+        """Rows of the bucket's other clients, from what this writer or the base last wrote."""
+        unset = object()
+        file = self._written.get((table, bucket), unset)
+        if file is unset:
+            files = self.base.files.get(table, [])
+            file = next((found for found in files if found.bucket == bucket), None)
+        if not isinstance(file, StoredFile) or file.rows == 0:
+            return None
+        found = self._store._backend.get(file.path)
+        if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
+            where = self._store._backend.url_of(file.path)
+            raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
+        rows = pl.read_parquet(io.BytesIO(found[0]))
+        return rows.filter(~pl.col("client_id").is_in(list(client_ids)))
+
+    def _put(self, table: Table, bucket: int, rows: pl.DataFrame) -> StoredFile | None:
+        if rows.is_empty():
+            return None
+        buffer = io.BytesIO()
+        rows.write_parquet(
+            buffer, compression="zstd", statistics=True, row_group_size=ROW_GROUP_ROWS
+        )
+        data = buffer.getvalue()
+        path = f"{table}/b{bucket:02d}-{secrets.token_hex(8)}.parquet"
+        store = self._store
+        store._guarded("write", lambda: store._backend.put_new(path, data))
+        return StoredFile(
+            path=path,
+            bucket=bucket,
+            rows=rows.height,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+
+    def commit(self, *, feature_version: str, watermark: dict[str, Any] | None) -> Manifest:
+        """Put the new version in force.
+
+        Returns:
+            Its manifest.
+
+        Raises:
+            SuspiciousReadError: a table would have less than half of its rows, and no force.
+            ConflictError: another writer committed since this one began.
+        """
+        manifest = self._new_manifest(feature_version, watermark)
+        if not self._force:
+            for table in TABLES:
+                _refuse_small(table, before=self.base.rows(table), now=manifest.rows(table))
+        data = manifest.model_dump_json().encode()
+        store = self._store
+        replace = store._backend.replace
+        store._guarded("write", lambda: replace(_MANIFEST, data, self._version))
+        self.is_committed = True
+        self._collect(manifest)
+        return manifest
+
+    def _new_manifest(self, feature_version: str, watermark: dict[str, Any] | None) -> Manifest:
+        files: dict[str, list[StoredFile]] = {}
+        for table in TABLES:
+            current = {file.bucket: file for file in self.base.files.get(table, [])}
+            for (of_table, bucket), file in self._written.items():
+                if of_table == table:
+                    current.pop(bucket, None)
+                    if file is not None:
+                        current[bucket] = file
+            files[table] = [current[bucket] for bucket in sorted(current)]
+        return Manifest(
+            feature_version=feature_version,
+            revision=self.base.revision + 1,
+            watermark=watermark,
+            columns=self._columns,
+            files=files,
+            previous_paths=_all_paths(self.base.model_dump()) or self.base.previous_paths,
+            clients=dict(sorted(self._clients.items())),
+        )
+
+    def discard(self) -> None:
+        """Remove files that were written for a version that will not be."""
+        paths = [file.path for file in self._written.values() if file is not None]
+        if paths and not self.is_committed:
+            self._store._backend.delete(paths)
+
+    def _collect(self, manifest: Manifest) -> None:
+        """Remove files that the last two versions do not name and that no writer can be using."""
+        named = {file.path for files in manifest.files.values() for file in files}
+        named |= set(manifest.previous_paths)
+        oldest = time.time() - ORPHAN_SECONDS
+        gone = [
+            path
+            for path, changed in self._store._backend.listed()
+            if path not in named and changed < oldest
+        ]
+        if gone:
+            self._store._backend.delete(gone)
+
+
+def _refuse_small(table: Table, *, before: int, now: int) -> None:
+    if 2 * now < before:
+        message = f"{table} would shrink from {before} to {now} rows; nothing was overwritten"
+        raise SuspiciousReadError(f"{message}. If that is right, refresh with force")
