@@ -186,10 +186,10 @@ LAST_NAMES = (
     "Quiroga", "Rasmussen", "Sharma", "Tanaka", "Ueda", "Vasquez", "Whitlam", "Yamada",
 )  # fmt: skip
 COMPANY_HEADS = (
-    "Alderbrook", "Bramwell", "Corvane", "Dunmere", "Elstow", "Farrowdale", "Glenhaven",
-    "Harrowgate", "Inverlea", "Juniperus", "Kestrelby", "Larkhill", "Merrowby", "Northam", "Oakvale",
-    "Penhallow", "Quillby", "Rothmere", "Stellworth", "Thornbury", "Umberton", "Varleigh", "Wexcombe",
-    "Yarrowby",
+    "Alderbrook", "Bramwell", "Corvane", "Dunmere", "Elstow", "Farrowdale",
+    "Glenhaven", "Harrowgate", "Inverlea", "Juniperus", "Kestrelby", "Larkhill",
+    "Merrowby", "Northam", "Oakvale", "Penhallow", "Quillby", "Rothmere",
+    "Stellworth", "Thornbury", "Umberton", "Varleigh", "Wexcombe", "Yarrowby",
 )  # fmt: skip
 COMPANY_TAILS = (
     "Holdings",

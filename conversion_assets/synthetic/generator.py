@@ -103,7 +103,7 @@ def generate_agency(config: SyntheticConfig) -> Agency:
     )
     numbers = np.arange(config.first_client, config.first_client + config.clients)
     parts = [_generate_batch(config, batch, clock) for batch in _batches(config, numbers)]
-    agency = Agency(
+    return Agency(
         clients=_stack(parts, "clients"),
         leads=_stack(parts, "leads"),
         activities=_stack(parts, "activities"),
@@ -111,7 +111,6 @@ def generate_agency(config: SyntheticConfig) -> Agency:
         latent_leads=_stack(parts, "latent_leads"),
         latent_touches=_stack(parts, "latent_touches"),
     )
-    return agency if config.include_future else known_at(agency, config.as_of)
 
 
 def known_at(agency: Agency, as_of: datetime) -> Agency:
@@ -171,7 +170,7 @@ def _batches(config: SyntheticConfig, numbers: design.Ints) -> list[design.Ints]
 
 
 def _stack(parts: list[Agency], name: str) -> pl.DataFrame:
-    stacked: pl.DataFrame = pl.concat([getattr(part, name) for part in parts], rechunk=True)
+    stacked: pl.DataFrame = pl.concat([getattr(part, name) for part in parts])
     return stacked
 
 
@@ -181,7 +180,7 @@ def _generate_batch(config: SyntheticConfig, numbers: design.Ints, clock: ZoneCl
     clients = frames.build_clients(config, plan)
     leads = frames.build_leads(config, plan, result)
     activities = frames.build_activities(config, plan, result, leads)
-    return Agency(
+    batch = Agency(
         clients=clients,
         leads=leads,
         activities=activities,
@@ -191,6 +190,7 @@ def _generate_batch(config: SyntheticConfig, numbers: design.Ints, clock: ZoneCl
         ),
         latent_touches=_latent_touches(config, plan, result, leads),
     )
+    return batch if config.include_future else known_at(batch, config.as_of)
 
 
 def _latent_touches(

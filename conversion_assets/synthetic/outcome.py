@@ -289,7 +289,7 @@ def _sequence_effects(
     for sequence in sorted(planted, key=str):
         codes = [list(config.channels).index(str(name)) for name in sequence]  # type: ignore[union-attr]
         size = len(codes)
-        if size > total.shape[1]:
+        if size > design.planned.shape[1]:
             continue
         table = _table(effects, SEQUENCE_DIMENSION, (sequence,))
         matches = (design.touch["channel"][:, :size] == np.array(codes)).all(axis=1)
