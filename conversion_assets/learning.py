@@ -93,7 +93,6 @@ def detect_patterns(
     as_of: datetime,
     config: LearningConfig | None = None,
     client_ids: Sequence[str] | None = None,
-    notes: pl.DataFrame | None = None,
 ) -> Detection:
     """Learn the four patterns of every chosen client.
 
@@ -104,7 +103,6 @@ def detect_patterns(
         as_of: Aware time; nothing later counts.
         config: Thresholds; the defaults when not given.
         client_ids: Clients to learn; all in `clients` when not given.
-        notes: Rows left out before: client_id, reason, rows.
 
     Returns:
         Documents and outcomes. All four types are always computed, since they share one ledger.
@@ -132,7 +130,7 @@ def detect_patterns(
         def judge(
             group: Sequence[str], part: _Counted = part
         ) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
-            return _judge(_restrict(part, group), settled, notes)
+            return _judge(_restrict(part, group), settled)
 
         wanted = [c for c in part.population.client_ids if c in chosen]
         judged, broken = _isolate(judge, wanted)
@@ -273,7 +271,7 @@ def _restrict(part: _Counted, group: Sequence[str]) -> _Counted:
 
 
 def _judge(
-    part: _Counted, config: LearningConfig, notes: pl.DataFrame | None
+    part: _Counted, config: LearningConfig
 ) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
     """Estimates, verdicts and documents of a group of clients."""
     population = part.population
@@ -288,7 +286,7 @@ def _judge(
         population.client_ids,
         population.summary,
         estimates,
-        pl.concat([population.notes, _note_rare_values(part.cells), _translate(notes, population)]),
+        pl.concat([population.notes, _note_rare_values(part.cells)]),
         window=(population.as_of - timedelta(days=config.window_days), population.as_of),
         config=config,
     )
@@ -409,37 +407,29 @@ def _note_rare_values(cells: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _translate(notes: pl.DataFrame | None, population: Population) -> pl.DataFrame:
-    """Notes by client id as notes by client index."""
-    schema = {"client": pl.Int32, "reason": pl.String, "rows": pl.Int64}
-    if notes is None or notes.is_empty():
-        return pl.DataFrame(schema=schema)
-    places = {client: place for place, client in enumerate(population.client_ids)}
-    return (
-        notes.filter(pl.col("client_id").is_in(population.client_ids))
-        .with_columns(client=pl.col("client_id").replace_strict(places, return_dtype=pl.Int32))
-        .select("client", "reason", pl.col("rows").cast(pl.Int64))
-    )
-
-
 def list_estimates(document: AnyPattern) -> list[Estimate]:
     """Every estimate of a document, wherever it stands, in document order."""
-    found: list[Estimate] = []
+    return [estimate for _, estimate in list_located_estimates(document)]
 
-    def walk(part: object) -> None:
+
+def list_located_estimates(document: AnyPattern) -> list[tuple[str, Estimate]]:
+    """Every estimate of a document with its dotted path, `title_rankings.seniority`."""
+    found: list[tuple[str, Estimate]] = []
+
+    def walk(path: str, part: object) -> None:
         if isinstance(part, Estimate):
-            found.append(part)
+            found.append((path, part))
+        if isinstance(part, list):
+            for item in part:
+                walk(path, item)
+        elif isinstance(part, Mapping):
+            for name, item in part.items():
+                walk(f"{path}.{name}", item)
         elif isinstance(part, BaseModel):
             for name in type(part).model_fields:
-                walk(getattr(part, name))
-        elif isinstance(part, Mapping):
-            for value in part.values():
-                walk(value)
-        elif isinstance(part, list):
-            for value in part:
-                walk(value)
+                walk(f"{path}.{name}" if path else name, getattr(part, name))
 
-    walk(document)
+    walk("", document)
     return found
 
 

@@ -140,8 +140,9 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
         0.0,
     )
     return cells.with_columns(
-        expected=np.bincount(cell, expected, cells.height),
-        variance=np.bincount(cell, variance, cells.height),
+        # Of no rows bincount makes integers.
+        expected=np.bincount(cell, expected, cells.height).astype(np.float64),
+        variance=np.bincount(cell, variance, cells.height).astype(np.float64),
     )
 
 

@@ -77,6 +77,8 @@ def compute_neighbour_lift(cells: pl.DataFrame, dimension: Dimension) -> pl.Seri
     Returns:
         Lift expected of each cell before its own data, in the order of `cells`.
     """
+    if cells.is_empty():
+        return pl.Series("prior_lift", [], dtype=pl.Float64)
     is_week = dimension.neighbours == "week"
     hour = cells["value"].str.split(" ").list.last().cast(pl.Int64).to_numpy()
     if is_week:
@@ -88,7 +90,7 @@ def compute_neighbour_lift(cells: pl.DataFrame, dimension: Dimension) -> pl.Seri
     else:
         slot, shape = hour, (24,)
     client = cells["client"].to_numpy().astype(np.int64)
-    clients = int(client.max()) + 1 if client.size else 0
+    clients = int(client.max()) + 1
     grids = []
     for name in ("n", "k", "expected"):
         grid = np.zeros((clients, int(np.prod(shape))))
