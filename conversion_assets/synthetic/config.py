@@ -136,7 +136,7 @@ class SyntheticConfig(BaseModel):
             of its own.
         base_conversion: expected share of a client's leads that convert in the end.
         base_spread: standard deviation of the logit of that share over clients.
-        frailty: standard deviation of the logarithm of a lead's own hazard, of unknown cause.
+        frailty: standard deviation of the log odds of a lead, of unknown cause.
         touches: fewest and most planned touches of a lead.
         effects: what to plant.
         sequence_share: share of leads whose first channels are made those of a planted sequence.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from conversion_assets.domain.terms import LeadStatus
+from conversion_assets.domain.terms import BOOKING_ACTION, LeadStatus
 from conversion_assets.synthetic import catalog, design, frames, outcome
 from conversion_assets.synthetic.clock import ZoneClock
 from conversion_assets.synthetic.config import (
@@ -69,8 +69,12 @@ class Agency:
         activities: canonical raw activity rows, sorted by (client_id, lead_id, occurred_at, id).
         truth: JSON-able record of what was planted.
         latent_leads: client_id, lead_id and `probability` to convert in the end.
-        latent_touches: client_id, lead_id, activity_id and `hazard` of each touch sent, with the
-            attributes it was meant to have.
+        latent_touches: client_id, lead_id, activity_id and `hazard` of each touch sent, whether it
+            is a conversion (`is_event`), and the attributes it was meant to have; `gap` effects
+            hold on `rounded_gap_days`, the gap rounded to the nearest day.
+
+    The true rate of a cell of touches is the mean `hazard` of its touches, that of a cell of leads
+    the mean `probability` of its leads, once joined to their features by id.
     """
 
     clients: pl.DataFrame
@@ -116,6 +120,8 @@ def generate_agency(config: SyntheticConfig) -> Agency:
 def known_at(agency: Agency, as_of: datetime) -> Agency:
     """The agency as its tables stood at a time: nothing that happened later is in it.
 
+    Conversions, losses and bookings that came later are undone, later touches and leads absent.
+
     Args:
         agency: generated, best with `include_future`.
         as_of: time with zone.
@@ -145,20 +151,23 @@ def known_at(agency: Agency, as_of: datetime) -> Agency:
         )
         .drop("last_at")
     )
-    booked = activities.filter(action="meeting_booked").select("lead_id")
-    known = pl.concat(
-        [leads.filter(pl.col("converted_at").is_not_null()).select(lead_id="id"), booked]
-    )
-    activities = activities.with_columns(
-        led_to_booking=pl.col("led_to_booking") & pl.col("lead_id").is_in(known["lead_id"].unique())
+    converted = pl.concat(
+        [
+            leads.filter(pl.col("converted_at").is_not_null()).get_column("id"),
+            activities.filter(pl.col("action") == BOOKING_ACTION).get_column("lead_id"),
+        ]
+    ).unique()
+    is_known = pl.col("lead_id").is_in(converted.implode())
+    latent_touches = agency.latent_touches.filter(
+        pl.col("activity_id").is_in(activities["id"].implode())
     )
     return Agency(
         clients=agency.clients,
         leads=leads,
-        activities=activities,
+        activities=activities.with_columns(led_to_booking=pl.col("led_to_booking") & is_known),
         truth={**agency.truth, "as_of": as_of.isoformat()},
-        latent_leads=agency.latent_leads.filter(pl.col("lead_id").is_in(leads["id"])),
-        latent_touches=agency.latent_touches.filter(pl.col("activity_id").is_in(activities["id"])),
+        latent_leads=agency.latent_leads.filter(pl.col("lead_id").is_in(leads["id"].implode())),
+        latent_touches=latent_touches.with_columns(is_event=pl.col("is_event") & is_known),
     )
 
 
