@@ -236,6 +236,11 @@ class _LocalBackend:
             yield
 
 
+def _first_line(error: BaseException) -> str:
+    """What a library says, without its own backtrace."""
+    return str(error).strip().split("\n", maxsplit=1)[0][:200]
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a new or renamed entry of a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -248,8 +253,17 @@ def _sync_folder(folder: Path) -> None:
 class _ObjectBackend:
     def __init__(self, url: str, options: Mapping[str, str]) -> None:
         self.url = url.rstrip("/")
-        settings: Any = dict(options)
-        self.store: Any = obstore.store.from_url(self.url, config=settings)
+        strange = sorted(name for name in options if not name.startswith("aws_"))
+        if strange:
+            raise InputError(f"store {url}: option {strange[0]} is unknown; they begin with aws_")
+        settings: Any = {name: text for name, text in options.items() if name != "aws_allow_http"}
+        http = options.get("aws_allow_http", os.environ.get("AWS_ALLOW_HTTP", "false"))
+        try:
+            self.store: Any = obstore.store.from_url(
+                self.url, config=settings, client_options={"allow_http": http.lower() == "true"}
+            )
+        except obstore.exceptions.BaseError as error:
+            raise InputError(f"store {url}: {_first_line(error)}") from None
 
     def get(self, path: str) -> tuple[bytes, str] | None:
         try:
@@ -357,7 +371,7 @@ class FeatureStore:
             except (FileNotFoundError, pl.exceptions.ComputeError) as error:
                 overtaken = self.load_manifest().revision != manifest.revision
                 if attempt == READ_ATTEMPTS - 1 or not overtaken:
-                    line = " ".join(str(error).split())[:200]
+                    line = _first_line(error)
                     raise InputError(f"store {self.url}: {table} cannot be read: {line}") from None
         raise AssertionError("the loop returns or raises")
 
@@ -452,8 +466,7 @@ class FeatureStore:
         except ConversionError:
             raise
         except (OSError, obstore.exceptions.BaseError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise InputError(f"store {self.url}: cannot {verb}: {line}") from None
+            raise InputError(f"store {self.url}: cannot {verb}: {_first_line(error)}") from None
 
 
 def _all_paths(written: Mapping[str, Any]) -> list[str]:

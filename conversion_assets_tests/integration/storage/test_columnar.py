@@ -1,0 +1,293 @@
+"""The columnar store on a real folder and on a real S3 protocol, with killed and rival writers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from conversion_assets.domain.errors import (
+    ConflictError,
+    InputError,
+    NotFoundError,
+    SuspiciousReadError,
+)
+from conversion_assets.storage import columnar
+from conversion_assets.storage.columnar import FeatureStore, bucket_of, compute_fingerprints
+from conversion_assets_tests.feature_rows import leads_of, touches_of
+from conversion_assets_tests.feature_rows import write_rows as write
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
+    if request.param == "folder":
+        return FeatureStore(tmp_path / "store")
+    endpoint = request.getfixturevalue("s3_endpoint")
+    name = f"bucket-{random.randrange(10**9)}"
+    boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    ).create_bucket(Bucket=name)
+    options = {key.lower(): value for key, value in KEYS.items()}
+    options |= {"aws_endpoint_url": endpoint, "aws_allow_http": "true"}
+    return FeatureStore(f"s3://{name}/features", options)
+
+
+def test_a_store_never_written_says_so(store: FeatureStore) -> None:
+    assert store.load_manifest().revision == 0
+    with pytest.raises(NotFoundError, match="no features yet"):
+        store.read("lead_features")
+
+
+def test_what_is_written_is_read_sorted(store: FeatureStore) -> None:
+    manifest = write(store, {"b": 5, "a": 3, "empty": 0})
+    assert store.load_manifest() == manifest
+    assert sorted(manifest.clients) == ["a", "b"]
+    whole = store.read("lead_features")
+    assert whole.equals(pl.concat([leads_of("a", 3), leads_of("b", 5)]))
+    assert store.read("lead_features", ["b"]).equals(leads_of("b", 5))
+    assert store.read("touch_features", ["a"], ["touch_number"])["touch_number"].to_list() == [
+        0,
+        1,
+        2,
+    ]
+    assert store.read("lead_features", ["nobody"]).schema == whole.schema
+    assert store.read("lead_features", []).height == 0
+    store.verify()
+
+
+def test_a_change_leaves_other_clients_as_they_were(store: FeatureStore) -> None:
+    write(store, {f"c{number}": 4 for number in range(30)})
+    before = store.load_manifest()
+    after = write(store, {"c3": 6}, value=1)
+    changed = {c for c in after.clients if after.clients[c] != before.clients.get(c)}
+    assert changed == {"c3"}
+    assert store.read("lead_features").height == 29 * 4 + 6
+    kept = {f.path for f in before.files["lead_features"] if f.bucket != bucket_of("c3")}
+    assert kept <= {f.path for f in after.files["lead_features"]}
+
+
+def test_a_client_without_rows_disappears(store: FeatureStore) -> None:
+    write(store, {"a": 3, "b": 5})
+    after = write(store, {"a": 0})
+    assert sorted(after.clients) == ["b"]
+    assert store.read("lead_features")["client_id"].unique().to_list() == ["b"]
+
+
+def test_a_small_read_stops_unless_forced(store: FeatureStore) -> None:
+    write(store, {"a": 10})
+    with pytest.raises(SuspiciousReadError, match="from 10 to 4 rows; nothing was overwritten"):
+        write(store, {"a": 4})
+    assert store.read("lead_features").height == 10
+    assert write(store, {"a": 5}).rows("lead_features") == 5
+    assert write(store, {"a": 1}, force=True).rows("lead_features") == 1
+
+
+def test_of_two_writers_one_wins(store: FeatureStore) -> None:
+    write(store, {"a": 10})
+    with store.write() as slow:
+        slow.replace_clients(bucket_of("a"), ["a"], leads_of("a", 8), touches_of("a", 8))
+        if store.url.startswith("s3://"):
+            write(store, {"a": 9})
+        else:
+            with pytest.raises(ConflictError, match="another process is writing"):
+                write(store, {"a": 9})
+            # A writer on another machine does not see the lock: the manifest decides.
+            path = Path(store.url) / "manifest.json"
+            path.write_text(path.read_text().replace('"revision":1', '"revision":2'))
+        with pytest.raises(ConflictError, match="changed by another writer"):
+            slow.commit(feature_version="v", watermark=None)
+    assert store.load_manifest().revision == 2
+    assert store.read("lead_features").height in (9, 10)
+
+
+def test_a_writer_that_does_not_commit_leaves_no_trace(store: FeatureStore) -> None:
+    write(store, {"a": 10})
+    before = set(path for path, _ in store._backend.listed())
+
+    def fail() -> None:
+        with store.write() as writer:
+            writer.replace_clients(bucket_of("a"), ["a"], leads_of("a", 8), touches_of("a", 8))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with store.write() as writer:
+        writer.replace_clients(bucket_of("a"), ["a"], leads_of("a", 8), touches_of("a", 8))
+    assert set(path for path, _ in store._backend.listed()) == before
+    assert store.read("lead_features").height == 10
+
+
+def test_orphans_are_collected_and_files_in_use_are_not(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    write(store, {"a": 10})
+    orphan = tmp_path / "lead_features" / "b00-dead.parquet"
+    young = tmp_path / "lead_features" / "b00-young.parquet"
+    for path in (orphan, young):
+        path.write_bytes(b"x")
+    old = time.time() - columnar.ORPHAN_SECONDS - 1
+    for path in (orphan, *tmp_path.glob("*/*.parquet")):
+        if path != young:
+            os.utime(path, (old, old))
+    first = {file.path for files in store.load_manifest().files.values() for file in files}
+    write(store, {"a": 11})
+    assert not orphan.exists()
+    assert young.exists()
+    assert all((tmp_path / path).exists() for path in first)
+    write(store, {"a": 12})
+    assert not any((tmp_path / path).exists() for path in first)
+
+
+def test_damage_is_named(store: FeatureStore) -> None:
+    manifest = write(store, {"a": 10})
+    path = manifest.files["lead_features"][0].path
+    store._backend.delete([path])
+    with pytest.raises(InputError, match="lead_features cannot be read"):
+        store.read("lead_features")
+    with pytest.raises(InputError, match="missing or damaged"):
+        store.verify()
+    with store.write() as writer:
+        writer.clear()
+        writer.replace_clients(bucket_of("a"), ["a"], leads_of("a", 9), touches_of("a", 9))
+        writer.commit(feature_version="v", watermark=None)
+    store.verify()
+
+
+def test_a_damaged_manifest_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format_version": 1, "files": 3}')
+    with pytest.raises(InputError, match="damaged"):
+        FeatureStore(tmp_path).read("lead_features")
+
+
+def test_another_format_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format_version": 0}')
+    store = FeatureStore(tmp_path)
+    assert store.load_manifest().clients == {}
+    write(store, {"a": 3})
+    assert store.read("lead_features").height == 3
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    write(store, {"a": 1})
+    with pytest.raises(InputError, match="has no column nope"):
+        store.read("lead_features", columns=["nope"])
+    with pytest.raises(InputError, match="no table"):
+        store.read("other")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="use a folder or s3"):
+        FeatureStore("ftp://x/y")
+
+
+def test_a_missing_bucket_is_one_line(s3_endpoint: str) -> None:
+    options = {key.lower(): value for key, value in KEYS.items()}
+    options |= {"aws_endpoint_url": s3_endpoint, "aws_allow_http": "true"}
+    store = FeatureStore("s3://no-such-bucket/x", options)
+    with pytest.raises(InputError, match="cannot write"):
+        write(store, {"a": 1})
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), counts=st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_the_fingerprint_ignores_order_and_company_and_sees_content(
+    seed: int, counts: list[int]
+) -> None:
+    leads = pl.concat([leads_of(f"c{i}", count) for i, count in enumerate(counts)])
+    touches = pl.concat([touches_of(f"c{i}", count) for i, count in enumerate(counts)])
+
+    def prints(leads: pl.DataFrame, touches: pl.DataFrame) -> dict[str, str]:
+        return compute_fingerprints({"lead_features": leads, "touch_features": touches})
+
+    whole = prints(leads, touches)
+    shuffled = prints(
+        leads.sample(fraction=1, shuffle=True, seed=seed).select(reversed(leads.columns)),
+        touches.sample(fraction=1, shuffle=True, seed=seed),
+    )
+    assert shuffled == whole
+    for i, count in enumerate(counts):
+        alone = prints(leads_of(f"c{i}", count), touches_of(f"c{i}", count))
+        assert alone == {c: v for c, v in whole.items() if c == f"c{i}"}
+        if count:
+            other = touches_of(f"c{i}", count).with_columns(
+                touch_number=pl.when(pl.col("activity_id") == "a00000")
+                .then(None)
+                .otherwise("touch_number")
+            )
+            assert prints(leads_of(f"c{i}", count), other) != alone
+
+
+def test_the_fingerprint_is_the_same_in_every_release() -> None:
+    prints = compute_fingerprints(
+        {"lead_features": leads_of("c", 3), "touch_features": touches_of("c", 2)}
+    )
+    assert prints == {"c": "057b18c16dcc024269238fd6953e1b564a12fd5b24c26221f304d31572c93d7f"}
+
+
+WRITER = textwrap.dedent(
+    """
+    import sys
+    from conversion_assets.storage.columnar import FeatureStore
+    from conversion_assets_tests.feature_rows import write_rows as write
+
+    store = FeatureStore(sys.argv[1])
+    print("ready", flush=True)
+    value = int(sys.argv[2])
+    while True:
+        value += 1
+        write(store, {f"c{n}": 40 for n in range(12)}, value=value)
+    """
+)
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_one_whole_version(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+    write(store, {f"c{number}": 40 for number in range(12)}, value=0)
+    random_delays = random.Random(7)
+    seen = set()
+    for _ in range(8):
+        last = store.load_manifest().revision
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "store"), str(last)],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(random_delays.uniform(0.0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        manifest = store.load_manifest()
+        assert manifest.watermark is not None
+        value = manifest.watermark["at"]
+        seen.add(manifest.revision)
+        expected = pl.concat([leads_of(f"c{n}", 40, value) for n in range(12)])
+        assert store.read("lead_features").equals(expected.sort("client_id", "lead_id")), (
+            "a reader saw a mixture"
+        )
+        store.verify()
+        write(store, {f"c{n}": 40 for n in range(12)}, value=manifest.revision + 1)
+    assert len(seen) > 1
