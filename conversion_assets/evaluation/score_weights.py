@@ -26,9 +26,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Two thirds of the leads learn, the later third judges: with 100 conversions about 65 carry four
-# coefficients and 35 the comparison.
-TRAIN_SHARE = 0.65
+# The earlier half learns, the later half judges, as with mined sequences. Four coefficients need
+# less than the comparison does: where authority counts three times as much as the others, 10,000
+# leads at 15 % recommend the learned weights for 88 % of clients with halves and for 77 % with
+# 65 % to learn from; without an effect both stay at 5 %.
+TRAIN_SHARE = 0.50
 
 # Learned weights count n / (n + 100) against the defaults, n being the rarer of conversions and
 # non-conversions among the training leads: that number, not the number of leads, sets how
@@ -66,7 +68,7 @@ class _Leads:
 def evaluate_score_weights(frame: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     """Learn score weights per client on earlier leads and compare them on later ones.
 
-    Leads are split by time of creation, about 65 % to 35 %, leads of the same moment together.
+    Leads are split by time of creation into halves, leads of the same moment together.
     A logistic regression with non-negative coefficients on the components, each scaled to [0, 1]
     by its cap, gives proportional weights. They are projected onto the weights allowed
     (`project_weights`), then shrunk towards the defaults by n / (n + 100), n being the rarer of
