@@ -30,7 +30,8 @@ def _one_of(*schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
         scheme = urlsplit(value.get_secret_value()).scheme
         if scheme not in schemes:
-            raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
+            kinds = " or ".join(f"{name}://" if name else "a folder" for name in schemes)
+            raise ValueError(f"must be {kinds}")
         return value
 
     return AfterValidator(check)
@@ -47,7 +48,7 @@ DatabaseUrl = Annotated[
     SecretStr,
     _one_of("sqlite", "postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"),
 ]
-StoreUrl = Annotated[SecretStr, _one_of("file", "s3", "gs", "az", "memory", "")]
+StoreUrl = Annotated[SecretStr, _one_of("file", "s3", "")]
 HttpUrl = Annotated[SecretStr, _one_of("https", "http")]
 SmtpUrl = Annotated[SecretStr, _one_of("smtp", "smtps")]
 HomePath = Annotated[Path, AfterValidator(_absolute)]
@@ -160,3 +161,8 @@ def _reason(error: object) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such setting; see LearningConfig for the names"
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def child_environment(changes: dict[str, str]) -> dict[str, str]:
+    """Return the environment for a process of ours: the current one with changes."""
+    return {**os.environ, **changes}

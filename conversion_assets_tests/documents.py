@@ -132,13 +132,7 @@ def _when(common: dict) -> WhenPattern:
         converting_touch_distribution=Distribution(rows=[ShareRow(value=1, k=100, share=1.0)]),
         optimal_gaps=[],
         time_to_conversion=TimeToConversion(
-            p50=None,
-            p80=None,
-            p95=None,
-            converted_share_interval=None,
-            naive_mean=9.5,
-            n=1000,
-            k=100,
+            **dict.fromkeys(TimeToConversion.model_fields) | {"n": 1000, "k": 100}
         ),
     )
 

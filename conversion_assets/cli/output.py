@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -51,15 +51,27 @@ def print_table(
     Console(file=sys.stdout, width=width, highlight=False).print(table)
 
 
+class Advance(Protocol):
+    """Told how far the work is: done of total, and what is being worked on."""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        """Move the bar."""
+
+
 @contextmanager
-def progress_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
-    """Show a bar on standard error while a terminal watches; yield `update(done, total)`."""
+def progress_bar(description: str) -> Iterator[Advance]:
+    """Show a bar on standard error while a terminal watches; yield what moves it."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, what="": None
         return
     with _rich_progress() as progress:
         task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def advance(done: int, total: int, what: str = "") -> None:
+            words = f"{description} {what}".rstrip()
+            progress.update(task, completed=done, total=total, description=words)
+
+        yield advance
 
 
 def _rich_progress() -> "Progress":

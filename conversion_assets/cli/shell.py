@@ -7,14 +7,13 @@ from typing import Any
 
 import click
 
+from conversion_assets.cli.statuses import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FOUND,
+    EXIT_USAGE,
+)
 from conversion_assets.domain.errors import ConversionError, InputError, NotFoundError
-
-EXIT_ERROR = 1
-EXIT_USAGE = 2
-EXIT_QUARANTINED = 3
-EXIT_CLIENT_FAILED = 4
-EXIT_NOT_FOUND = 6
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _STATUS: dict[type[ConversionError], int] = {
     InputError: EXIT_USAGE,
