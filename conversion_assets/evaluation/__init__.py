@@ -1,0 +1,1 @@
+"""Do the learned things hold: splits by time, comparisons with what is there already."""
