@@ -1,6 +1,7 @@
 """Tests of many cells at once, and what remains after asking how many were looked at."""
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy import special
 
@@ -108,18 +109,9 @@ def adjust_benjamini_hochberg(p: Floats, group: Ints) -> Floats:
     sizes = np.diff(np.r_[starts, p.size])
     rank = np.arange(p.size) - np.repeat(starts, sizes) + 1
     raw = np.minimum(sorted_p * np.repeat(sizes, sizes) / rank, 1.0)
-    # Running minimum from the largest p down, restarted at each group: shifting group g by 2 g
-    # keeps groups apart, as q-values lie in [0, 1]; the exact minimum is then read by position.
-    number = np.repeat(np.arange(starts.size), sizes)
-    shifted = (raw + 2.0 * number)[::-1]
-    position = _running_argmin(shifted)[::-1]
+    smallest = pl.DataFrame({"group": sorted_group, "raw": raw}).select(
+        pl.col("raw").cum_min(reverse=True).over("group")
+    )
     adjusted = np.empty_like(p)
-    adjusted[order] = raw[p.size - 1 - position]
+    adjusted[order] = smallest.to_series().to_numpy()
     return adjusted
-
-
-def _running_argmin(values: Floats) -> NDArray[np.intp]:
-    """Position of the running minimum, shape (values,)."""
-    low = np.minimum.accumulate(values)
-    is_new = np.r_[True, low[1:] < low[:-1]]
-    return np.maximum.accumulate(np.where(is_new, np.arange(values.size), 0))

@@ -148,7 +148,7 @@ def test_a_client_whose_rows_break_detection_fails_alone(monkeypatch):
 def test_a_naive_as_of_is_refused_with_one_line():
     leads = make_leads(1, 0)
     with pytest.raises(InputError, match="no time zone"):
-        learn_patterns(leads, make_touches(leads), as_of=datetime(2025, 1, 1))
+        learn_patterns(leads, make_touches(leads), as_of=datetime(2025, 1, 1))  # noqa: DTZ001
 
 
 @pytest.mark.parametrize("missing", ["id", "client_id", "created_at"])
