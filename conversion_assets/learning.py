@@ -291,11 +291,24 @@ def _judge(
         config=config,
     )
     builders = _prepare_builders(population, EstimateTable(estimates), config)
+    acts = {
+        (client, pattern): count
+        for client, pattern, count in estimates.filter(pl.col("verdict") == Verdict.ACT.value)
+        .group_by("client", "pattern")
+        .len()
+        .iter_rows()
+    }
     documents: dict[tuple[str, PatternType], AnyPattern] = {}
     outcomes: list[Outcome] = []
     for header in headers:
         for kind, gate in zip(PatternType, gates, strict=True):
-            document, outcome = _build(header, kind, gate[header.client], builders[kind])
+            document, outcome = _build(
+                header,
+                kind,
+                gate[header.client],
+                builders[kind],
+                acts=acts.get((header.client, kind.value), 0),
+            )
             outcomes.append(outcome)
             if document is not None:
                 documents[(header.client_id, kind)] = document
@@ -331,7 +344,12 @@ def _prepare_builders(
 
 
 def _build(
-    header: Header, kind: PatternType, gate: str | None, build: Callable[[Header], AnyPattern]
+    header: Header,
+    kind: PatternType,
+    gate: str | None,
+    build: Callable[[Header], AnyPattern],
+    *,
+    acts: int,
 ) -> tuple[AnyPattern | None, Outcome]:
     """One document and its outcome; an error is that client's and type's alone."""
     if gate is not None:
@@ -345,7 +363,6 @@ def _build(
         document = build(header)
     except Exception as error:  # noqa: BLE001 - reported as the client's failure, never lost
         return None, _fail(header.client_id, kind, error)
-    acts = sum(e.verdict == Verdict.ACT for e in list_estimates(document))
     learned = isinstance(document, WhoPattern) and document.score_evaluation.recommended
     if acts or learned:
         kind_of, reason = OutcomeKind.FOUND, f"{acts} estimates to act on"
