@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dagster import AssetExecutionContext, AssetKey, AssetMaterialization, DagsterEvent
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.metadata import RawMetadataValue
+from dagster._core.execution.context.system import StepExecutionContext
 
 _CODE_VERSION_TAG = "dagster/code_version"
 _USER_VERSION_TAG = "dagster/data_version_is_user_provided"
@@ -58,15 +59,19 @@ def _write(
     try:
         from dagster._core.events import DagsterEventBatchMetadata  # noqa: PLC0415
 
-        step = context.op_execution_context.get_step_execution_context()
+        step = _step_of(context)
     except (ImportError, AttributeError):  # Dagster moved its private parts: the public, slow way
         for event in events:
             context.log_event(event)
         return
-    batch = f"{context.run_id}:{asset_key.to_user_string()}"
+    batch = f"{context.run.run_id}:{asset_key.to_user_string()}"
     for index, event in enumerate(events):
         is_end = index == len(events) - 1
         DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch, is_end))
+
+
+def _step_of(context: AssetExecutionContext) -> StepExecutionContext:
+    return context.op_execution_context.get_step_execution_context()
 
 
 def _input_version_tags(context: AssetExecutionContext, asset_key: AssetKey) -> dict[str, str]:
@@ -83,7 +88,7 @@ def _input_version_tags(context: AssetExecutionContext, asset_key: AssetKey) -> 
             _get_input_provenance_data,
         )
 
-        step = context.op_execution_context.get_step_execution_context()
+        step = _step_of(context)
         inputs = _get_input_provenance_data(asset_key, step)
     except (ImportError, AttributeError):
         return {}

@@ -6,7 +6,7 @@ from conversion_assets.domain.errors import InputError
 from conversion_assets.settings import Settings, load_settings
 
 SECRET = "hunter2"
-VARIABLES = [
+VARIABLES = (
     "CONVERSION_HOME",
     "CONVERSION_DATABASE_URL",
     "CONVERSION_STORE_URL",
@@ -16,7 +16,7 @@ VARIABLES = [
     "ALERT_EMAIL",
     "SMTP_URL",
     "ENVIRONMENT",
-]
+)
 
 
 @pytest.fixture(autouse=True)
