@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from conversion_assets.domain.errors import InputError
@@ -40,5 +41,6 @@ def write_agency(agency: Agency, folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
         for part in parts:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be removed was not made here
+                part.unlink()
     return paths

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from conversion_assets.domain.contracts import CONTRACTS
 from conversion_assets.domain.terms import (
     BOOKING_ACTION,
     DEFAULT_WEIGHTS,
@@ -23,62 +24,19 @@ from conversion_assets.synthetic.outcome import Outcome
 
 TIME = pl.Datetime("us", "UTC")
 
-CLIENT_COLUMNS: dict[str, Any] = {
-    "id": pl.String,
-    "name": pl.String,
-    "timezone": pl.String,
-    "subscription_status": pl.String,
-    "is_paused": pl.Boolean,
-    "als_learned_weights": pl.String,
-    "pool_opt_in": pl.Boolean,
-    "created_at": TIME,
-    "updated_at": TIME,
-    "deleted_at": TIME,
-}
-LEAD_COLUMNS: dict[str, Any] = {
-    "id": pl.String,
-    "client_id": pl.String,
-    "first_name": pl.String,
-    "last_name": pl.String,
-    "email": pl.String,
-    "phone": pl.String,
-    "linkedin_url": pl.String,
-    "title": pl.String,
-    "company_name": pl.String,
-    "industry": pl.String,
-    "employee_count": pl.Int64,
-    "country": pl.String,
-    "timezone": pl.String,
-    "source": pl.String,
-    "is_new_role": pl.Boolean,
-    "is_hiring": pl.Boolean,
-    "recently_funded": pl.Boolean,
-    "status": pl.String,
-    "als_score": pl.Float64,
-    "als_tier": pl.String,
-    "als_components": pl.String,
-    "als_weights_used": pl.String,
-    "scored_at": TIME,
-    "created_at": TIME,
-    "converted_at": TIME,
-    "updated_at": TIME,
-    "deleted_at": TIME,
-}
-ACTIVITY_COLUMNS: dict[str, Any] = {
-    "id": pl.String,
-    "client_id": pl.String,
-    "lead_id": pl.String,
-    "campaign_id": pl.String,
-    "channel": pl.String,
-    "action": pl.String,
-    "touch_number": pl.Int64,
-    "sequence_id": pl.String,
-    "content_snapshot": pl.String,
-    "metadata": pl.String,
-    "led_to_booking": pl.Boolean,
-    "occurred_at": TIME,
-    "created_at": TIME,
-}
+Columns = dict[str, pl.DataType]
+
+
+def _columns(table: str) -> Columns:
+    # The pipeline itself writes these two later; a generated client comes without them.
+    later = ("als_weights_updated_at", "conversion_sample_count")
+    contract = CONTRACTS[table].columns()
+    return {name: column.dtype for name, column in contract.items() if name not in later}
+
+
+CLIENT_COLUMNS = _columns("clients")
+LEAD_COLUMNS = _columns("leads")
+ACTIVITY_COLUMNS = _columns("activities")
 
 _SCORED_AFTER = 10 * 60
 # Shares of the failed statuses of leads lost within a sequence, in their order.
@@ -218,7 +176,7 @@ def touch_ids(lead_ids: pl.Series, position: NDArray[np.int64]) -> pl.Series:
     return lead_ids + _take(labels, position)
 
 
-def conform(frame: pl.DataFrame, columns: dict[str, Any]) -> pl.DataFrame:
+def conform(frame: pl.DataFrame, columns: Columns) -> pl.DataFrame:
     """The frame with exactly these columns and types; what it lacks is null."""
     return frame.select(
         (pl.col(name) if name in frame.columns else pl.lit(None)).cast(kind).alias(name)

@@ -334,11 +334,13 @@ def _hazards_that_reach(
     """
     clients = len(level)
     counts = np.maximum(np.bincount(design.owner, minlength=clients), 1)
-    size = max(float(relative.sum(axis=1).mean()) if len(relative) else 1.0, 1e-12)
-    grid = np.append(np.geomspace(1e-4, 30.0, _GRID) / size, _CERTAIN)
-    curve = np.empty((len(grid), clients))
+    size = np.bincount(design.owner, relative.sum(axis=1), minlength=clients) / counts
+    steps = np.geomspace(1e-4, 30.0, _GRID)[:, None] / np.where(size > 0, size, 1.0)[None, :]
+    grid = np.vstack([steps, np.full(clients, _CERTAIN)])
+    curve = np.empty(grid.shape)
     for row, base in enumerate(grid):
-        share, _ = _conversion_probability(np.minimum(base * relative, 1.0), config.dropout)
+        hazard = np.minimum(base[design.owner][:, None] * relative, 1.0)
+        share, _ = _conversion_probability(hazard, config.dropout)
         curve[row] = np.bincount(design.owner, share, minlength=clients) / counts
     wanted = _log_cumulative(expit(level[design.owner] + odds))
     reached = _log_cumulative(curve)
@@ -347,9 +349,9 @@ def _hazards_that_reach(
     ends = np.cumsum(np.bincount(design.owner, minlength=clients))
     for row in range(clients):
         part = slice(ends[row - 1] if row else 0, ends[row])
-        own[part] = np.exp(_read_back(wanted[part], reached[:, row], np.log(grid)))
+        own[part] = np.exp(_read_back(wanted[part], reached[:, row], np.log(grid[:, row])))
         at_level = _log_cumulative(expit(level[row : row + 1]))
-        first[row] = np.exp(_read_back(at_level, reached[:, row], np.log(grid)))[0]
+        first[row] = np.exp(_read_back(at_level, reached[:, row], np.log(grid[:, row])))[0]
     own = np.where(np.isneginf(wanted), 0.0, own)
     return np.where(np.isneginf(level), 0.0, first), own
 
