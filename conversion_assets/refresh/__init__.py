@@ -1,0 +1,1 @@
+"""Refreshes of what is stored: features from changed rows, patterns from features."""
