@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 import polars as pl
-from pydantic import BaseModel
 
 from conversion_assets.detectors import how, what, when, who
 from conversion_assets.detectors.cells import MOST_VALUES, Dimension, count_dimension
@@ -422,32 +421,6 @@ def _note_rare_values(cells: pl.DataFrame) -> pl.DataFrame:
             rows="rows",
         )
     )
-
-
-def list_estimates(document: AnyPattern) -> list[Estimate]:
-    """Every estimate of a document, wherever it stands, in document order."""
-    return [estimate for _, estimate in list_located_estimates(document)]
-
-
-def list_located_estimates(document: AnyPattern) -> list[tuple[str, Estimate]]:
-    """Every estimate of a document with its dotted path, `title_rankings.seniority`."""
-    found: list[tuple[str, Estimate]] = []
-
-    def walk(path: str, part: object) -> None:
-        if isinstance(part, Estimate):
-            found.append((path, part))
-        if isinstance(part, list):
-            for item in part:
-                walk(path, item)
-        elif isinstance(part, Mapping):
-            for name, item in part.items():
-                walk(f"{path}.{name}", item)
-        elif isinstance(part, BaseModel):
-            for name in type(part).model_fields:
-                walk(f"{path}.{name}" if path else name, getattr(part, name))
-
-    walk("", document)
-    return found
 
 
 def compute_input_fingerprints(

@@ -9,10 +9,11 @@ import polars as pl
 
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import InputError
+from conversion_assets.domain.findings import iterate_findings
 from conversion_assets.domain.patterns import AnyPattern, Estimate, Outcome
 from conversion_assets.domain.terms import PatternType
 from conversion_assets.features import build_features
-from conversion_assets.learning import detect_patterns, list_located_estimates
+from conversion_assets.learning import detect_patterns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,7 @@ class LearnedPatterns(Mapping[str, dict[PatternType, AnyPattern]]):
         rows = [
             _tabulate(client, kind, path, estimate)
             for (client, kind), document in sorted(self.documents.items())
-            for path, estimate in list_located_estimates(document)
+            for path, estimate in iterate_findings(document)
         ]
         return pl.DataFrame(rows, schema=ESTIMATE_SCHEMA, orient="row")
 
