@@ -9,6 +9,10 @@ class InputError(ConversionError):
     """An argument, file, row or setting from outside cannot be used (exit status 2)."""
 
 
+class UnreachableError(InputError):
+    """A service cannot be reached or broke off in between; the same call may succeed later."""
+
+
 class NotFoundError(ConversionError):
     """A client or pattern that was asked for does not exist (exit status 6)."""
 

@@ -12,9 +12,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from conversion_assets.domain.errors import InputError
+from conversion_assets.domain.errors import InputError, UnreachableError
 
 BUSY_TIMEOUT_S = 30.0
 """How long SQLite waits for another writer: longer than one import batch or one client's store."""
@@ -171,7 +171,8 @@ def next_change_id(connection: Connection) -> int:
     if connection.dialect.name == "postgresql":
         statement = "SELECT pg_current_xact_id()::text::bigint"
     else:
-        statement = "UPDATE change_counter SET value = value + 1 RETURNING value"
+        connection.execute(text("UPDATE change_counter SET value = value + 1"))
+        statement = "SELECT value FROM change_counter"
     return int(connection.execute(text(statement)).scalar_one())
 
 
@@ -202,7 +203,8 @@ def migrate(engine_or_url: Engine | str) -> str:
     Two processes may call it at the same time: the second waits and then finds nothing to do.
 
     Raises:
-        InputError: the database cannot be reached, or is at a revision this code does not know.
+        UnreachableError: the database cannot be reached.
+        InputError: the database is at a revision this code does not know.
     """
     if isinstance(engine_or_url, str):
         engine = create_database_engine(engine_or_url)
@@ -226,7 +228,8 @@ def require_current_schema(engine: Engine) -> None:
     """Refuse a database whose schema is not the one this code was written for.
 
     Raises:
-        InputError: the revision differs, or the database cannot be reached.
+        UnreachableError: the database cannot be reached.
+        InputError: the revision differs.
     """
     with reported_connection_errors(engine):
         found = current_revision(engine)
@@ -250,18 +253,25 @@ def public_name(engine: Engine) -> str:
 
 @contextmanager
 def reported_connection_errors(engine: Engine) -> Iterator[None]:
-    """Turn a failure to reach the database into one line without secrets.
+    """Turn an error of the database into one line without secrets.
 
     Raises:
-        InputError: the database cannot be reached or opened.
+        UnreachableError: the database cannot be reached, is locked or broke off.
+        InputError: any other refusal, for example by a constraint or a missing right.
     """
     try:
         yield
     except DBAPIError as error:
-        line = " ".join(str(error.orig).split())
-        for secret in _secrets(engine.url):
-            line = line.replace(secret, "***")
-        raise InputError(f"database {public_name(engine)}: {line}") from None
+        kind = UnreachableError if isinstance(error, OperationalError) else InputError
+        raise kind(describe_failure(engine, error.orig)) from None
+
+
+def describe_failure(engine: Engine, error: BaseException | None) -> str:
+    """One line: which database, and what it said, without the password."""
+    line = " ".join(str(error).split())
+    for secret in _secrets(engine.url):
+        line = line.replace(secret, "***")
+    return f"database {public_name(engine)}: {line}"
 
 
 def _secrets(url: URL) -> list[str]:
@@ -272,6 +282,7 @@ def _secrets(url: URL) -> list[str]:
 __all__ = [
     "create_database_engine",
     "current_revision",
+    "describe_failure",
     "head_revision",
     "migrate",
     "next_change_id",
