@@ -27,7 +27,6 @@ from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.patterns import (
     SCHEMA_VERSION,
     AnyPattern,
-    Estimate,
     Outcome,
     WhoPattern,
 )
