@@ -35,8 +35,8 @@ class Population:
             first touch), and the attributes of `lead_features`.
         touches: One row per touch at risk: client, is_outcome, month, channel, touch_stratum, and
             the columns of `touch_features`.
-        sequences: One row per mature lead and prefix length it reached: client, length, prefix,
-            is_outcome, is_later_half.
+        sequences: One row per mature lead and prefix length it reached: client, lead_id, length,
+            prefix, is_outcome, is_later_half, source, month.
         followed: One row per lead of the window for time to conversion: client, duration_days,
             is_converted.
         summary: One row per client in `client_ids` order: n, k, maturity_days.
@@ -233,7 +233,12 @@ def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame
     halves = leads.join(
         middle.with_columns(pl.col("middle").list.first()), on="client", how="left"
     ).select(
-        "client", "lead_id", "is_converted", is_later_half=pl.col("created_at") >= pl.col("middle")
+        "client",
+        "lead_id",
+        "is_converted",
+        "source",
+        "month",
+        is_later_half=pl.col("created_at") >= pl.col("middle"),
     )
     paths = (
         touches.filter(
@@ -251,6 +256,8 @@ def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame
             prefix=pl.col("channel").list.head(length).list.join(SEQUENCE_SEPARATOR),
             is_outcome="is_converted",
             is_later_half="is_later_half",
+            source="source",
+            month="month",
         )
         for length in range(2, LONGEST_SEQUENCE + 1)
     ]
