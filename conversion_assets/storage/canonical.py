@@ -262,7 +262,7 @@ def _read_number(source: pl.Expr, dtype: pl.DataType, *, is_whole: bool) -> _Val
 
 def _read_json(source: pl.Expr, dtype: pl.DataType) -> _Value:
     if isinstance(dtype, pl.Struct):
-        source = _encode(source, dtype)
+        source = encode_struct(source, dtype)
     elif dtype != pl.String:
         return _Value(pl.lit(None, dtype=pl.String), {"invalid json": source.is_not_null()})
     text = _blank_to_null(source)
@@ -274,7 +274,7 @@ def _read_json(source: pl.Expr, dtype: pl.DataType) -> _Value:
     return _Value(pl.when(is_object).then(value), {"invalid json": text.is_not_null() & ~is_object})
 
 
-def _encode(struct: pl.Expr, dtype: pl.Struct) -> pl.Expr:
+def encode_struct(struct: pl.Expr, dtype: pl.Struct) -> pl.Expr:
     """Write a struct as JSON without its null fields.
 
     A struct column has every field in every row; the same rows as text have not.
@@ -285,9 +285,9 @@ def _encode(struct: pl.Expr, dtype: pl.Struct) -> pl.Expr:
         key = pl.lit(json.dumps(field.name, ensure_ascii=False) + ":")
         inner = field.dtype
         if isinstance(inner, pl.Struct):
-            fields.append(key + _encode(value, inner))
+            fields.append(key + encode_struct(value, inner))
         else:
-            pair = pl.struct(value.alias("v")).struct.json_encode()
+            pair: pl.Expr = pl.struct(value.alias("v")).struct.json_encode()
             text = pair.str.strip_prefix('{"v":').str.head(-1)
             fields.append(pl.when(value.is_not_null()).then(key + text))
     if not fields:
