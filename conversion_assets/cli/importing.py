@@ -51,7 +51,7 @@ def import_command(
             update(done, total, table)
 
         if mapping and folder:
-            from conversion_assets.storage.importer import import_mapping  # noqa: PLC0415
+            from conversion_assets.storage.mapping import import_mapping  # noqa: PLC0415
 
             report = import_mapping(
                 engine,
