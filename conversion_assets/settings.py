@@ -166,3 +166,8 @@ def _reason(error: object) -> str:
 def child_environment(changes: dict[str, str]) -> dict[str, str]:
     """Return the environment for a process of ours: the current one with changes."""
     return {**os.environ, **changes}
+
+
+def export_environment(changes: dict[str, str]) -> None:
+    """Set variables of this process for libraries that read the environment by themselves."""
+    os.environ.update(changes)

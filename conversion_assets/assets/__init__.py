@@ -1,0 +1,1 @@
+"""Thin assets: read through a resource, one pure call, write, metadata."""

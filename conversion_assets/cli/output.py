@@ -74,6 +74,17 @@ def progress_bar(description: str) -> Iterator[Advance]:
         yield advance
 
 
+@contextmanager
+def spinner(description: str) -> Iterator[None]:
+    """Show on standard error that work goes on, while a terminal watches."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _rich_progress() as progress:
+        progress.add_task(description, total=None)
+        yield
+
+
 def _rich_progress() -> "Progress":
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415

@@ -21,7 +21,7 @@ from conversion_assets.domain.errors import ConversionError, InputError
 from conversion_assets.settings import Settings, child_environment
 
 CODE_LOCATION = "conversion_assets.definitions"
-"""The module Dagster loads; nothing imports it, it is found by name like in workspace.yaml."""
+"""The module Dagster loads, as in workspace.yaml."""
 
 _CONNECT_TIMEOUT_S = 5.0
 _DEFAULT_PORT = 3000
@@ -154,10 +154,12 @@ def list_command(as_json: bool) -> None:
     """List jobs, schedules and sensors with their state."""
     settings = open_settings()
     from conversion_assets.orchestration.instance import open_instance  # noqa: PLC0415
-    from conversion_assets.orchestration.inventory import list_definitions  # noqa: PLC0415
 
     with open_instance(settings) as instance:
-        inventory = list_definitions(CODE_LOCATION, instance)
+        from conversion_assets.definitions import defs  # noqa: PLC0415 - after the environment
+        from conversion_assets.orchestration.inventory import list_definitions  # noqa: PLC0415
+
+        inventory = list_definitions(defs, instance)
     if as_json:
         print_json(inventory)
         return

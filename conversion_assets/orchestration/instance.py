@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conversion_assets.settings import Settings
+from conversion_assets.settings import Settings, export_environment
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -67,7 +67,7 @@ def prepare_instance_folder(settings: Settings) -> Path:
 @contextmanager
 def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
     """Open the persistent instance of the home; sets the environment before Dagster loads."""
-    os.environ.update(dagster_environment(settings))
+    export_environment(dagster_environment(settings))
     folder = prepare_instance_folder(settings)
     from dagster import DagsterInstance  # noqa: PLC0415 - after the environment is set
 

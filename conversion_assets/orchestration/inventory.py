@@ -1,26 +1,19 @@
 """What the code location defines, and whether its schedules and sensors are switched on."""
 
-from importlib import import_module
 from typing import Any
 
 from dagster import DagsterInstance, Definitions
 from dagster._core.definitions.run_request import InstigatorType
 
 
-def load_definitions(module: str) -> Definitions:
-    """Load a code location by its module's name, as Dagster's own tools do."""
-    definitions = import_module(module).defs
-    if not isinstance(definitions, Definitions):
-        raise TypeError(f"{module}.defs is {type(definitions).__name__}, not Definitions")
-    return definitions
-
-
-def list_definitions(module: str, instance: DagsterInstance) -> dict[str, list[dict[str, Any]]]:
+def list_definitions(
+    definitions: Definitions, instance: DagsterInstance
+) -> dict[str, list[dict[str, Any]]]:
     """Return jobs, schedules and sensors by name; state is RUNNING or STOPPED.
 
     The state is what somebody chose in the UI, else the default of the code.
     """
-    repository = load_definitions(module).get_repository_def()
+    repository = definitions.get_repository_def()
     return {
         "jobs": [
             {"name": name, "description": repository.get_job(name).description}

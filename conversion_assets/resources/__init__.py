@@ -1,0 +1,1 @@
+"""Dagster wrappers over settings, the system of record and the columnar store."""

@@ -1,9 +1,13 @@
 """The columnar store of features as a Dagster resource."""
 
+import hashlib
+
 from dagster import ConfigurableResource, ResourceDependency
+from sqlalchemy import Engine
 
 from conversion_assets.resources.settings import SettingsResource
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar import FeatureStore, Manifest
+from conversion_assets.storage.feature_refresh import RefreshReport, refresh_features
 
 
 class FeatureStoreResource(ConfigurableResource[FeatureStore]):
@@ -14,3 +18,17 @@ class FeatureStoreResource(ConfigurableResource[FeatureStore]):
     def store(self) -> FeatureStore:
         """Return the store; nothing is read or written yet."""
         return FeatureStore(self.settings.load().store_url.get_secret_value())
+
+    def refresh(self, engine: Engine) -> RefreshReport:
+        """Bring the store up to date with the system of record."""
+        return refresh_features(engine, self.store())
+
+
+def describe_content(manifest: Manifest) -> str:
+    """Return a version of the store's content: the same rows give the same text.
+
+    Files and history do not count, so a store that was rebuilt is the same version.
+    """
+    parts = [f"{client}\0{stored.fingerprint}" for client, stored in manifest.clients.items()]
+    text = "\1".join([manifest.feature_version, *sorted(parts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,207 @@
+"""Learn and store: from the columnar store to the pattern repository, a transaction per client."""
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+from sqlalchemy import Engine
+
+from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.patterns import AnyPattern, Outcome
+from conversion_assets.domain.terms import OutcomeKind, PatternType
+from conversion_assets.learning import (
+    CODE_VERSION,
+    Detection,
+    compute_input_fingerprints,
+    detect_patterns,
+)
+from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.patterns import (
+    ClientResults,
+    PatternRepository,
+    Refresh,
+    canonical_json,
+)
+from conversion_assets.storage.sources import read_clients
+
+_FAILED_TO_STORE = "storing failed"
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document that is in the repository now."""
+
+    client_id: str
+    document: AnyPattern
+    outcome: str
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class PatternRefresh:
+    """What a refresh came to.
+
+    Attributes:
+        stored: Documents that were stored: found, or none_found.
+        outcomes: One per chosen client and chosen type, failures of storing among them.
+        seconds: Wall seconds of `detection_s` and `storage_s`.
+    """
+
+    stored: list[StoredDocument]
+    outcomes: list[Outcome]
+    seconds: dict[str, float]
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Outcomes of clients and types that failed."""
+        return [one for one in self.outcomes if one.outcome == OutcomeKind.FAILED]
+
+
+def refresh_patterns(
+    engine: Engine,
+    store: FeatureStore,
+    *,
+    client_ids: Collection[str],
+    kinds: Collection[PatternType],
+    as_of: datetime,
+    run_id: str,
+    config: LearningConfig,
+    now: Callable[[], datetime],
+) -> PatternRefresh:
+    """Learn the chosen clients together and store each of them by itself.
+
+    Detection sees all chosen clients and the members of the pool at once. What is stored for one
+    client does not wait for another: a process that is killed leaves whole clients, and the same
+    refresh again leaves the state of an undisturbed one.
+
+    Args:
+        engine: System of record.
+        store: Features; those of the chosen clients should be fresh.
+        client_ids: Clients to learn and store.
+        kinds: Pattern types to store; all four are computed, since they share one ledger.
+        as_of: Aware time; nothing later counts.
+        run_id: Kept beside what is stored.
+        config: Thresholds.
+        now: Clock, for the time of computation.
+
+    Raises:
+        UnreachableError: the database cannot be reached before anything was stored.
+        InputError: the store cannot be read.
+    """
+    started = time.perf_counter()
+    clients = _read_pool(engine)
+    members = set(clients.filter("pool_opt_in")["client_id"].to_list())
+    known = set(clients["client_id"].to_list())
+    wanted = sorted(set(client_ids) & known)
+    leads, touches, manifest = store.read_features(sorted(members | set(wanted)))
+    detection = detect_patterns(
+        leads, touches, clients, as_of=as_of, config=config, client_ids=wanted
+    )
+    own = {
+        client: manifest.clients[client].fingerprint if client in manifest.clients else ""
+        for client in members | set(wanted)
+    }
+    batch = _split_by_client(detection, kinds, compute_input_fingerprints(own, members, config))
+    detected = time.perf_counter()
+    header = Refresh(
+        as_of=as_of,
+        computed_at=now(),
+        run_id=run_id,
+        code_version=CODE_VERSION,
+        validity_days=config.validity_days,
+    )
+    errors = _store_clients(PatternRepository(engine), batch, header)
+    errors |= {client: "there is no such client" for client in set(client_ids) - known}
+    outcomes = [o for results in batch for o in results.outcomes if o.client_id not in errors]
+    return PatternRefresh(
+        stored=[
+            document
+            for results in batch
+            if results.client_id not in errors
+            for document in _list_stored(results)
+        ],
+        outcomes=outcomes + _fail(errors, kinds),
+        seconds={"detection_s": detected - started, "storage_s": time.perf_counter() - detected},
+    )
+
+
+def _split_by_client(
+    detection: Detection, kinds: Collection[PatternType], fingerprints: Mapping[str, str]
+) -> list[ClientResults]:
+    outcomes: dict[str, list[Outcome]] = {}
+    for one in detection.outcomes:
+        if one.pattern_type in kinds:
+            outcomes.setdefault(one.client_id, []).append(one)
+    return [
+        ClientResults(
+            client_id=client,
+            documents={
+                kind: detection.documents[client, kind]
+                for kind in kinds
+                if (client, kind) in detection.documents
+            },
+            outcomes=stated,
+            input_fingerprint=fingerprints[client],
+        )
+        for client, stated in outcomes.items()
+    ]
+
+
+def _store_clients(
+    repository: PatternRepository, batch: Sequence[ClientResults], header: Refresh
+) -> dict[str, str]:
+    """Store every client; where one cannot be stored, record at least that it failed."""
+    errors = repository.store_clients(batch, header).errors
+    failed = [
+        ClientResults(
+            client_id=results.client_id,
+            documents={},
+            outcomes=_fail(
+                {results.client_id: errors[results.client_id]},
+                [one.pattern_type for one in results.outcomes],
+            ),
+            input_fingerprint=results.input_fingerprint,
+        )
+        for results in batch
+        if results.client_id in errors
+    ]
+    repository.store_clients(failed, header)
+    return errors
+
+
+def _fail(errors: Mapping[str, str], kinds: Collection[PatternType]) -> list[Outcome]:
+    return [
+        Outcome(
+            client_id=client,
+            pattern_type=kind,
+            outcome=OutcomeKind.FAILED,
+            reason=_FAILED_TO_STORE,
+            error=error,
+        )
+        for client, error in sorted(errors.items())
+        for kind in kinds
+    ]
+
+
+def _list_stored(results: ClientResults) -> list[StoredDocument]:
+    outcomes = {one.pattern_type: str(one.outcome) for one in results.outcomes}
+    return [
+        StoredDocument(
+            client_id=results.client_id,
+            document=document,
+            outcome=outcomes[kind],
+            content_hash=hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16],
+        )
+        for kind, document in results.documents.items()
+    ]
+
+
+def _read_pool(engine: Engine) -> pl.DataFrame:
+    """Every client with whether its counts may be borrowed; a deleted client lends nothing."""
+    return read_clients(engine).select(
+        client_id="id",
+        pool_opt_in=pl.col("pool_opt_in").fill_null(False) & pl.col("deleted_at").is_null(),
+    )
