@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from conversion_assets.storage.columnar import FeatureStore, Manifest, bucket_of
+from conversion_assets.storage.columnar import FeatureStore, Manifest, Table, bucket_of
 
 
 def leads_of(client_id: str, count: int, value: int = 0) -> pl.DataFrame:
@@ -43,15 +43,21 @@ def touches_of(client_id: str, count: int) -> pl.DataFrame:
     )
 
 
+def rows_of(client_id: str, count: int, value: int = 0) -> dict[Table, pl.DataFrame]:
+    touches = touches_of(client_id, count)
+    return {
+        "lead_features": leads_of(client_id, count, value),
+        "touch_features": touches,
+        "bookings": touches.select("client_id", "lead_id", "activity_id").head(1),
+    }
+
+
 def write_rows(
     store: FeatureStore, counts: dict[str, int], *, value: int = 0, force: bool = False
 ) -> Manifest:
     with store.write(force=force) as writer:
         for client_id, count in counts.items():
             writer.replace_clients(
-                bucket_of(client_id),
-                [client_id],
-                leads_of(client_id, count, value),
-                touches_of(client_id, count),
+                bucket_of(client_id), [client_id], rows_of(client_id, count, value)
             )
         return writer.commit(feature_version="v", watermark={"at": value})

@@ -51,11 +51,15 @@ ORPHAN_SECONDS = 86_400.0
 READ_ATTEMPTS = 5
 """A reader that two commits overtake finds a file gone and starts again with the new manifest."""
 
-Table = Literal["lead_features", "touch_features"]
-TABLES: tuple[Table, ...] = ("lead_features", "touch_features")
+Table = Literal["lead_features", "touch_features", "bookings"]
+TABLES: tuple[Table, ...] = ("lead_features", "touch_features", "bookings")
+"""Bookings (client, lead, activity) tell which lead a deleted booking was of; no detector reads it.
+"""
+FEATURE_TABLES: tuple[Table, ...] = ("lead_features", "touch_features")
 _KEYS: dict[Table, list[str]] = {
     "lead_features": ["client_id", "lead_id"],
     "touch_features": ["client_id", "lead_id", "occurred_at", "activity_id"],
+    "bookings": ["client_id", "lead_id", "activity_id"],
 }
 _MANIFEST = "manifest.json"
 _DTYPES: dict[str, pl.DataType] = {
@@ -99,6 +103,9 @@ class Manifest(_Record):
     columns: dict[str, dict[str, str]] = Field(default_factory=dict)
     files: dict[str, list[StoredFile]] = Field(default_factory=dict)
     previous_paths: list[str] = Field(default_factory=list)
+    zones: dict[str, str | None] = Field(
+        default_factory=dict, description="Zone of each live client when it was last read"
+    )
     clients: dict[str, StoredClient] = Field(default_factory=dict)
 
     def rows(self, table: Table) -> int:
@@ -123,13 +130,13 @@ def compute_fingerprints(tables: Mapping[Table, pl.DataFrame]) -> dict[str, str]
     the history of writes, or on the version of a library's own hash.
 
     Args:
-        tables: frames by table name, in any order of rows.
+        tables: lead_features and touch_features, in any order of rows.
 
     Returns:
         Hexadecimal SHA-256 by client id.
     """
     hashes: dict[str, Any] = {}
-    for table in TABLES:
+    for table in FEATURE_TABLES:
         frame = tables[table].sort(_KEYS[table])
         parts = [_column_parts(frame[name]) for name in sorted(frame.columns)]
         head = json.dumps([table, {n: str(frame.schema[n]) for n in sorted(frame.columns)}])
@@ -494,69 +501,99 @@ class FeatureWriter:
         self._clients = dict(base.clients)
         self._columns: dict[str, dict[str, str]] = dict(base.columns)
 
-    def clear(self) -> None:
-        """Start from nothing: buckets that are not written again disappear."""
+    def clear(self, schemas: Mapping[Table, Mapping[str, pl.DataType]]) -> None:
+        """Start from nothing: buckets that are not written again disappear.
+
+        Args:
+            schemas: columns of each table, in force also where no row is written.
+        """
         for table in TABLES:
             for file in self.base.files.get(table, []):
                 self._written.setdefault((table, file.bucket), None)
+            self._declare(table, schemas[table])
         self._clients = {}
 
+    def _declare(self, table: Table, schema: Mapping[str, pl.DataType]) -> None:
+        self._columns[table] = {name: str(dtype) for name, dtype in schema.items()}
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the new version would differ from the base in any file."""
+        return bool(self._written)
+
+    def read_bucket(self, table: Table, bucket: int) -> pl.DataFrame | None:
+        """Rows of one bucket as this writer left them, or as they stand in the base.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        if (table, bucket) in self._written:
+            file = self._written[table, bucket]
+        else:
+            files = self.base.files.get(table, [])
+            file = next((found for found in files if found.bucket == bucket), None)
+        if file is None:
+            return None
+        backend = self._store._backend
+        found = self._store._guarded("read", partial(backend.get, file.path))
+        if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
+            where = backend.url_of(file.path)
+            raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
+        return pl.read_parquet(io.BytesIO(found[0]))
+
     def replace_clients(
-        self, bucket: int, client_ids: Collection[str], leads: pl.DataFrame, touches: pl.DataFrame
+        self, bucket: int, client_ids: Collection[str], tables: Mapping[Table, pl.DataFrame]
     ) -> None:
         """Put the given rows in place of all rows of some clients of one bucket.
+
+        Tables whose rows stay the same keep their file.
 
         Args:
             bucket: bucket of all the clients.
             client_ids: clients whose rows are replaced; those without rows disappear.
-            leads: their ``lead_features``.
-            touches: their ``touch_features``.
+            tables: their rows, one frame for each of :data:`TABLES`.
 
         Raises:
-            InputError: a row belongs to another client, or a file cannot be written.
+            InputError: a row belongs to another client, or a file cannot be read or written.
         """
         if any(bucket_of(client_id) != bucket for client_id in client_ids):
             raise InputError(f"store {self._store.url}: a client is not of bucket {bucket}")
-        given: dict[Table, pl.DataFrame] = {"lead_features": leads, "touch_features": touches}
+        for table in TABLES:
+            self._replace_rows(table, bucket, client_ids, tables[table])
+        fingerprints = compute_fingerprints(tables)
+        leads, touches = (
+            dict(tables[table].group_by("client_id").len().iter_rows()) for table in FEATURE_TABLES
+        )
         for client_id in client_ids:
             self._clients.pop(client_id, None)
-        for table, frame in given.items():
-            strangers = set(frame["client_id"].unique().to_list()) - set(client_ids)
-            if strangers:
-                raise InputError(
-                    f"store {self._store.url}: rows of {sorted(strangers)[0]} too many"
-                )
-            self._columns[table] = {name: str(dtype) for name, dtype in frame.schema.items()}
-            kept = self._kept(table, bucket, client_ids)
-            whole = frame if kept is None else pl.concat([kept, frame])
-            superseded = self._written.get((table, bucket))
-            self._written[table, bucket] = self._put(table, bucket, whole.sort(_KEYS[table]))
-            if superseded is not None:
-                self._store._backend.delete([superseded.path])
-        fingerprints = compute_fingerprints(given)
-        counts = [dict(frame.group_by("client_id").len().iter_rows()) for frame in given.values()]
-        for client_id in sorted(counts[0] | counts[1]):
+        for client_id, fingerprint in fingerprints.items():
             self._clients[client_id] = StoredClient(
-                leads=counts[0].get(client_id, 0),
-                touches=counts[1].get(client_id, 0),
-                fingerprint=fingerprints[client_id],
+                leads=leads.get(client_id, 0),
+                touches=touches.get(client_id, 0),
+                fingerprint=fingerprint,
             )
 
-    def _kept(self, table: Table, bucket: int, client_ids: Collection[str]) -> pl.DataFrame | None:
-        """Rows of the bucket's other clients, from what this writer or the base last wrote."""
-        unset = object()
-        file = self._written.get((table, bucket), unset)
-        if file is unset:
-            files = self.base.files.get(table, [])
-            file = next((found for found in files if found.bucket == bucket), None)
-        if not isinstance(file, StoredFile) or file.rows == 0:
-            return None
-        found = self._store._backend.get(file.path)
-        if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
-            where = self._store._backend.url_of(file.path)
-            raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
-        rows = pl.read_parquet(io.BytesIO(found[0]))
-        return rows.filter(~pl.col("client_id").is_in(list(client_ids)))
+    def _replace_rows(
+        self, table: Table, bucket: int, client_ids: Collection[str], rows: pl.DataFrame
+    ) -> None:
+        strangers = sorted(set(rows["client_id"].unique().to_list()) - set(client_ids))
+        if strangers:
+            raise InputError(f"store {self._store.url}: {table} has rows of {strangers[0]} too")
+        self._declare(table, rows.schema)
+        before = self.read_bucket(table, bucket)
+        whole = rows
+        if before is not None:
+            others = before.filter(~pl.col("client_id").is_in(list(client_ids)))
+            # A new feature version has other columns, and then replaces every client.
+            whole = pl.concat([others, rows]) if others.height else rows
+        whole = whole.sort(_KEYS[table])
+        if before is not None and whole.equals(before) and whole.schema == before.schema:
+            return
+        superseded = self._written.get((table, bucket))
+        if before is not None or whole.height:
+            self._written[table, bucket] = self._put(table, bucket, whole)
+        if superseded is not None:
+            self._store._backend.delete([superseded.path])
 
     def _put(self, table: Table, bucket: int, rows: pl.DataFrame) -> StoredFile | None:
         if rows.is_empty():
@@ -577,7 +614,13 @@ class FeatureWriter:
             sha256=hashlib.sha256(data).hexdigest(),
         )
 
-    def commit(self, *, feature_version: str, watermark: dict[str, Any] | None) -> Manifest:
+    def commit(
+        self,
+        *,
+        feature_version: str,
+        watermark: dict[str, Any] | None,
+        zones: Mapping[str, str | None] | None = None,
+    ) -> Manifest:
         """Put the new version in force.
 
         Returns:
@@ -587,9 +630,9 @@ class FeatureWriter:
             SuspiciousReadError: a table would have less than half of its rows, and no force.
             ConflictError: another writer committed since this one began.
         """
-        manifest = self._new_manifest(feature_version, watermark)
+        manifest = self._new_manifest(feature_version, watermark, zones or {})
         if not self._force:
-            for table in TABLES:
+            for table in FEATURE_TABLES:
                 _refuse_small(table, before=self.base.rows(table), now=manifest.rows(table))
         data = manifest.model_dump_json().encode()
         store = self._store
@@ -599,7 +642,12 @@ class FeatureWriter:
         self._collect(manifest)
         return manifest
 
-    def _new_manifest(self, feature_version: str, watermark: dict[str, Any] | None) -> Manifest:
+    def _new_manifest(
+        self,
+        feature_version: str,
+        watermark: dict[str, Any] | None,
+        zones: Mapping[str, str | None],
+    ) -> Manifest:
         files: dict[str, list[StoredFile]] = {}
         for table in TABLES:
             current = {file.bucket: file for file in self.base.files.get(table, [])}
@@ -617,6 +665,7 @@ class FeatureWriter:
             files=files,
             previous_paths=_all_paths(self.base.model_dump()) or self.base.previous_paths,
             clients=dict(sorted(self._clients.items())),
+            zones=dict(sorted(zones.items())),
         )
 
     def discard(self) -> None:

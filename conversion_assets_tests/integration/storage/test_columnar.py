@@ -25,7 +25,7 @@ from conversion_assets.domain.errors import (
 )
 from conversion_assets.storage import columnar
 from conversion_assets.storage.columnar import FeatureStore, bucket_of, compute_fingerprints
-from conversion_assets_tests.feature_rows import leads_of, touches_of
+from conversion_assets_tests.feature_rows import leads_of, rows_of, touches_of
 from conversion_assets_tests.feature_rows import write_rows as write
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
@@ -111,7 +111,7 @@ def test_a_small_read_stops_unless_forced(store: FeatureStore) -> None:
 def test_of_two_writers_one_wins(store: FeatureStore) -> None:
     write(store, {"a": 10})
     with store.write() as slow:
-        slow.replace_clients(bucket_of("a"), ["a"], leads_of("a", 8), touches_of("a", 8))
+        slow.replace_clients(bucket_of("a"), ["a"], rows_of("a", 8))
         if store.url.startswith("s3://"):
             write(store, {"a": 9})
         else:
@@ -132,13 +132,13 @@ def test_a_writer_that_does_not_commit_leaves_no_trace(store: FeatureStore) -> N
 
     def fail() -> None:
         with store.write() as writer:
-            writer.replace_clients(bucket_of("a"), ["a"], leads_of("a", 8), touches_of("a", 8))
+            writer.replace_clients(bucket_of("a"), ["a"], rows_of("a", 8))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
         fail()
     with store.write() as writer:
-        writer.replace_clients(bucket_of("a"), ["a"], leads_of("a", 8), touches_of("a", 8))
+        writer.replace_clients(bucket_of("a"), ["a"], rows_of("a", 8))
     assert set(path for path, _ in store._backend.listed()) == before
     assert store.read("lead_features").height == 10
 
@@ -172,8 +172,8 @@ def test_damage_is_named(store: FeatureStore) -> None:
     with pytest.raises(InputError, match="missing or damaged"):
         store.verify()
     with store.write() as writer:
-        writer.clear()
-        writer.replace_clients(bucket_of("a"), ["a"], leads_of("a", 9), touches_of("a", 9))
+        writer.clear({table: rows.schema for table, rows in rows_of("a", 9).items()})
+        writer.replace_clients(bucket_of("a"), ["a"], rows_of("a", 9))
         writer.commit(feature_version="v", watermark=None)
     store.verify()
 
