@@ -1,0 +1,479 @@
+"""The repository of patterns: current documents, their history, outcomes and learned weights.
+
+Every read takes the client first: there is no way to ask for patterns across tenants except the
+two overviews that carry no document (`outcomes`, `latest_fingerprints`).
+"""
+
+import json
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import polars as pl
+from sqlalchemy import Connection, Engine, Row, Select, Table, and_, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from conversion_assets.domain.errors import InputError, NotFoundError
+from conversion_assets.domain.patterns import (
+    DOCUMENTS,
+    AnyPattern,
+    Outcome,
+    StoredPattern,
+    WhoPattern,
+)
+from conversion_assets.domain.terms import OutcomeKind, PatternType
+from conversion_assets.storage.database import (
+    reported_connection_errors,
+    write_transaction,
+)
+from conversion_assets.storage.tables import (
+    clients,
+    conversion_pattern_history,
+    conversion_patterns,
+    pattern_outcomes,
+)
+
+ATTEMPTS = 4
+"""Tries of one client's transaction: with the pauses below about 3 s, longer than a restart of a
+connection pooler and shorter than anyone's patience with a real outage."""
+
+FIRST_PAUSE_S = 0.4
+"""Pause before the second try; it doubles, and varies by half so that rivals do not meet again."""
+
+
+def canonical_json(document: AnyPattern) -> str:
+    """Text of a document: sorted keys, no spaces, shortest numbers that read back the same.
+
+    Equal documents are equal texts, on either database and after any number of round trips:
+    JSONB forgets the order of keys, the spelling of numbers and the sign of zero, so none of
+    these is left open here.
+
+    Raises:
+        InputError: a text in the document holds a NUL, which PostgreSQL cannot store.
+    """
+    try:
+        plain = _plain(document.model_dump(mode="json"))
+    except ValueError as error:
+        raise InputError(
+            f"{document.type} pattern of client {document.client_id!r}: {error}"
+        ) from None
+    return json.dumps(
+        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value + 0.0  # minus zero becomes zero
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"text {value!r} holds a NUL, which PostgreSQL cannot store")
+    return value
+
+
+def parse_document(pattern_type: PatternType | str, text: str) -> AnyPattern:
+    """Document of a stored text.
+
+    Example:
+        parse_document("who", canonical_json(document)) == document
+    """
+    return DOCUMENTS[PatternType(pattern_type)].model_validate_json(text)
+
+
+@dataclass(frozen=True)
+class ClientResults:
+    """What one refresh came to for one client.
+
+    Attributes:
+        client_id: The client.
+        documents: The documents to store, by type; those found or none_found.
+        outcomes: One per pattern type that was computed, failed ones too.
+        input_fingerprint: What the documents were computed from.
+    """
+
+    client_id: str
+    documents: Mapping[PatternType, AnyPattern]
+    outcomes: Sequence[Outcome]
+    input_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """What all clients of one refresh share.
+
+    Attributes:
+        as_of: Nothing later than this was known to the computation.
+        computed_at: When it was computed.
+        run_id: The run that computed it.
+        code_version: What it was computed by.
+        validity_days: A pattern is valid this long after `as_of`.
+    """
+
+    as_of: datetime
+    computed_at: datetime
+    run_id: str
+    code_version: str
+    validity_days: int
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What became of each client.
+
+    Attributes:
+        stored: Clients whose transaction was committed.
+        errors: Client to error, one line each.
+    """
+
+    stored: list[str]
+    errors: dict[str, str]
+
+
+class WeightsInputs(NamedTuple):
+    """What the weights in force depend on, unchecked; None where nothing is stored."""
+
+    who_document: dict[str, Any] | None
+    valid_until: datetime | None
+    client_weights: dict[str, Any] | None
+
+
+class PatternRepository:
+    """Stores and serves what was learned. Tenants are isolated: reads take one client."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._engine = engine
+        self._sleep = sleep
+        self._jitter = jitter
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def store_client(
+        self,
+        client_id: str,
+        documents: Mapping[PatternType, AnyPattern],
+        outcomes: Sequence[Outcome],
+        *,
+        as_of: datetime,
+        computed_at: datetime,
+        run_id: str,
+        code_version: str,
+        input_fingerprint: str,
+        validity_days: int,
+    ) -> None:
+        """Store one client's results in one transaction; see `store_clients`.
+
+        Raises:
+            NotFoundError: there is no such client.
+            InputError: a document is another client's, or the database refuses a value.
+            UnreachableError: the database could not be reached, after several tries.
+        """
+        results = ClientResults(client_id, documents, outcomes, input_fingerprint)
+        refresh = Refresh(as_of, computed_at, run_id, code_version, validity_days)
+        with reported_connection_errors(self._engine):
+            self._store_patiently(results, refresh)
+
+    def store_clients(self, batch: Iterable[ClientResults], refresh: Refresh) -> StoreReport:
+        """Store many clients, each in a transaction of its own; one's trouble is not another's.
+
+        Per client and stored type: the current pattern is replaced unless it is newer, the
+        history gets a row, the outcome of every type is recorded unless a later refresh did, and a
+        WHO document that becomes current moves the client's sample count and, where it recommends
+        learned weights, those. The same computation again (`as_of`, code version, fingerprint)
+        changes nothing.
+
+        Returns:
+            Clients stored, and the error of each that was not. A lost connection or a lock is
+            tried again; then it counts as an error of that client.
+        """
+        report = StoreReport([], {})
+        for results in batch:
+            try:
+                with reported_connection_errors(self._engine):
+                    self._store_patiently(results, refresh)
+            except (InputError, NotFoundError) as error:
+                report.errors[results.client_id] = str(error)
+            else:
+                report.stored.append(results.client_id)
+        return report
+
+    def _store_patiently(self, results: ClientResults, refresh: Refresh) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                # The pool hands out the same live connection for every client of a batch.
+                with write_transaction(self._engine) as connection:
+                    _store(connection, results, refresh)
+            except DBAPIError as error:
+                if attempt == ATTEMPTS or not _is_transient(error):
+                    raise
+                pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
+                self._sleep(pause * (0.5 + self._jitter()))
+            else:
+                return
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def current(
+        self, client_id: str, pattern_type: PatternType | None = None
+    ) -> dict[PatternType, StoredPattern]:
+        """The client's current documents, by type in the order who, what, when, how.
+
+        Raises:
+            NotFoundError: unknown client, or nothing (of that type) is stored.
+        """
+        table = conversion_patterns
+        query = select(table).where(table.c.client_id == client_id)
+        return self._documents(client_id, pattern_type, lambda c: c.execute(query).all(), "stored")
+
+    def in_force(
+        self, client_id: str, at: datetime, pattern_type: PatternType | None = None
+    ) -> dict[PatternType, StoredPattern]:
+        """The client's documents in force at a time: the newest of those valid then.
+
+        Valid are those whose `as_of` is not later than that time, and whose `valid_until` is.
+
+        Raises:
+            NotFoundError: unknown client, or nothing (of that type) was in force.
+            InputError: the time has no zone.
+        """
+        if at.tzinfo is None:
+            raise InputError(f"time {at.isoformat()} has no zone; give it one, for example +00:00")
+
+        def find(connection: Connection) -> list[Row[Any]]:
+            found: dict[str, Row[Any]] = {}
+            # The current row first: of several computations as of one moment it names the valid.
+            for table in (conversion_patterns, conversion_pattern_history):
+                for row in connection.execute(_known_at(table, client_id, at)):
+                    best = found.get(row.pattern_type)
+                    if best is None or row.as_of > best.as_of:
+                        found[row.pattern_type] = row
+            return list(found.values())
+
+        return self._documents(client_id, pattern_type, find, f"in force at {at.isoformat()}")
+
+    def _documents(
+        self,
+        client_id: str,
+        pattern_type: PatternType | None,
+        find: Callable[[Connection], Sequence[Row[Any]]],
+        what: str,
+    ) -> dict[PatternType, StoredPattern]:
+        with reported_connection_errors(self._engine), self._engine.connect() as connection:
+            rows = {PatternType(row.pattern_type): row for row in find(connection)}
+            chosen = [t for t in PatternType if t in rows and pattern_type in (None, t)]
+            if not chosen:
+                _require_client(connection, client_id)
+        if not chosen:
+            kind = f"{pattern_type} pattern" if pattern_type else "pattern"
+            raise NotFoundError(f"client {client_id!r} has no {kind} {what}")
+        return {t: _stored_pattern(rows[t]) for t in chosen}
+
+    def outcomes(self, client_ids: Sequence[str] | None = None) -> pl.DataFrame:
+        """Last outcome per client and type, sorted by both.
+
+        Columns: client_id, pattern_type, outcome, reason, error, as_of, computed_at,
+        code_version, input_fingerprint, run_id.
+        """
+        return self._overview(pattern_outcomes, list(pattern_outcomes.c), client_ids)
+
+    def latest_fingerprints(self, client_ids: Sequence[str] | None = None) -> pl.DataFrame:
+        """What each client and type was last computed from without failing, sorted by both.
+
+        Types with too little data are in it: they need no new computation either while neither
+        rows nor code change. Columns: client_id, pattern_type, as_of, code_version,
+        input_fingerprint.
+        """
+        names = ("client_id", "pattern_type", "as_of", "code_version", "input_fingerprint")
+        table = pattern_outcomes
+        columns = [table.c[name] for name in names]
+        return self._overview(
+            table, columns, client_ids, table.c.outcome != str(OutcomeKind.FAILED)
+        )
+
+    def _overview(
+        self, table: Table, columns: list[Any], client_ids: Sequence[str] | None, *where: Any
+    ) -> pl.DataFrame:
+        schema = {
+            column.name: pl.Datetime("us", "UTC")
+            if column.name.endswith(("_at", "_of"))
+            else pl.String()
+            for column in columns
+        }
+        with reported_connection_errors(self._engine), self._engine.connect() as connection:
+            rows = [tuple(row) for row in connection.execute(select(*columns).where(*where))]
+        frame = pl.DataFrame(rows, schema=schema, orient="row")
+        if client_ids is not None:
+            frame = frame.filter(pl.col("client_id").is_in(list(client_ids)))
+        return frame.sort("client_id", "pattern_type")
+
+    def load_weights_inputs(self, client_id: str) -> WeightsInputs:
+        """What the weights in force depend on, in one query by primary keys.
+
+        `scoring.weights.weights_in_force` decides from it.
+
+        Raises:
+            NotFoundError: unknown client.
+        """
+        who = conversion_patterns
+        query = (
+            select(who.c.patterns, who.c.valid_until, clients.c.als_learned_weights)
+            .select_from(clients)
+            .outerjoin(
+                who, and_(who.c.client_id == clients.c.id, who.c.pattern_type == PatternType.WHO)
+            )
+            .where(clients.c.id == client_id)
+        )
+        with reported_connection_errors(self._engine), self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise _unknown_client(client_id)
+        return WeightsInputs(
+            _object(row.patterns), row.valid_until, _object(row.als_learned_weights)
+        )
+
+
+def _store(connection: Connection, results: ClientResults, refresh: Refresh) -> None:
+    """Write one client inside the caller's transaction."""
+    # Two refreshes of one client take turns; on SQLite the transaction holds the only write lock.
+    _require_client(connection, results.client_id, lock=True)
+    made = {
+        "client_id": results.client_id,
+        "as_of": refresh.as_of,
+        "computed_at": refresh.computed_at,
+        "run_id": refresh.run_id,
+        "code_version": refresh.code_version,
+        "input_fingerprint": results.input_fingerprint,
+    }
+    valid_until = refresh.as_of + timedelta(days=refresh.validity_days)
+    for pattern_type, document in results.documents.items():
+        _check_document(pattern_type, document, results.client_id, refresh)
+        row = {
+            **made,
+            "pattern_type": str(pattern_type),
+            "patterns": canonical_json(document),
+            "sample_size": document.sample_size,
+            "confidence": document.confidence,
+            "valid_until": valid_until,
+        }
+        history = _insert(connection, conversion_pattern_history)
+        connection.execute(history.on_conflict_do_nothing(), row)
+        is_current = _upsert(connection, conversion_patterns, row, ())
+        if is_current and isinstance(document, WhoPattern):
+            _store_weights(connection, document, refresh.computed_at)
+    for outcome in results.outcomes:
+        row = {
+            **made,
+            "pattern_type": str(outcome.pattern_type),
+            "outcome": str(outcome.outcome),
+            "reason": outcome.reason,
+            "error": outcome.error,
+        }
+        _upsert(connection, pattern_outcomes, row, ("outcome", "reason", "error"))
+
+
+def _check_document(
+    pattern_type: PatternType, document: AnyPattern, client_id: str, refresh: Refresh
+) -> None:
+    found = (document.client_id, document.type, document.as_of)
+    wanted = (client_id, pattern_type, refresh.as_of)
+    if found != wanted:
+        raise InputError(
+            f"document to store for client {wanted[0]!r}, {wanted[1]}, {wanted[2].isoformat()}"
+            f" says client {found[0]!r}, {found[1]}, {found[2].isoformat()}"
+        )
+
+
+def _upsert(
+    connection: Connection, table: Table, row: dict[str, Any], told: tuple[str, ...]
+) -> bool:
+    """Write the one row of (client, type) unless a newer or the same one is there.
+
+    The same: as of the same moment, by the same code from the same rows, and equal in the columns
+    `told` besides. Returns whether it was written.
+    """
+    statement = _insert(connection, table)
+    given = statement.excluded
+    differs = or_(
+        *(
+            table.c[name].is_distinct_from(given[name])
+            for name in ("code_version", "input_fingerprint", *told)
+        )
+    )
+    statement = statement.on_conflict_do_update(
+        index_elements=["client_id", "pattern_type"],
+        set_={name: given[name] for name in row if name not in ("client_id", "pattern_type")},
+        where=or_(given.as_of > table.c.as_of, and_(given.as_of == table.c.as_of, differs)),
+    )
+    done = connection.execute(statement, row, execution_options={"preserve_rowcount": True})
+    return done.rowcount > 0
+
+
+def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    # Both have the same ON CONFLICT; SQLAlchemy keeps one class for each.
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def _store_weights(connection: Connection, document: WhoPattern, computed_at: datetime) -> None:
+    values: dict[str, Any] = {"conversion_sample_count": document.sample_size}
+    if document.score_evaluation.recommended:
+        weights = document.recommended_weights.model_dump(mode="json")
+        values["als_learned_weights"] = json.dumps(weights, sort_keys=True)
+        values["als_weights_updated_at"] = computed_at
+    connection.execute(update(clients).where(clients.c.id == document.client_id).values(values))
+
+
+def _is_transient(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    # Lost connections, deadlocks, serialisation failures, a server that restarts.
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+def _stored_pattern(row: Row[Any]) -> StoredPattern:
+    return StoredPattern(
+        document=parse_document(row.pattern_type, row.patterns),
+        computed_at=row.computed_at,
+        valid_until=row.valid_until,
+        code_version=row.code_version,
+        input_fingerprint=row.input_fingerprint,
+    )
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    value = json.loads(text) if text is not None else None
+    return value if isinstance(value, dict) else None
+
+
+def _unknown_client(client_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no client {client_id!r}")
+
+
+def _require_client(connection: Connection, client_id: str, *, lock: bool = False) -> None:
+    query = select(clients.c.id).where(clients.c.id == client_id)
+    if connection.execute(query.with_for_update() if lock else query).first() is None:
+        raise _unknown_client(client_id)
+
+
+def _known_at(table: Table, client_id: str, at: datetime) -> Select[Any]:
+    return (
+        select(table)
+        .where(table.c.client_id == client_id, table.c.as_of <= at, table.c.valid_until > at)
+        .order_by(table.c.as_of.desc(), table.c.computed_at.desc())
+    )
