@@ -5,6 +5,7 @@ Pure: feature frames, the moment `as_of` and the thresholds in; documents and ou
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,13 +21,14 @@ from conversion_assets.detectors.documents import (
     build_headers,
     compute_confidence,
 )
-from conversion_assets.detectors.ledger import assess_cells, borrow_from_pool
+from conversion_assets.detectors.ledger import CELL, assess_cells, borrow_from_pool
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.patterns import (
     SCHEMA_VERSION,
     AnyPattern,
+    Claim,
     Outcome,
     WhoPattern,
 )
@@ -91,6 +93,7 @@ def detect_patterns(
     as_of: datetime,
     config: LearningConfig | None = None,
     client_ids: Sequence[str] | None = None,
+    earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]] | None = None,
 ) -> Detection:
     """Learn the four patterns of every chosen client.
 
@@ -101,6 +104,9 @@ def detect_patterns(
         as_of: Aware time; nothing later counts.
         config: Thresholds; the defaults when not given.
         client_ids: Clients to learn; all in `clients` when not given.
+        earlier: Claims of each client's last refresh before `as_of` (see `list_claims`), an empty
+            list for one that claimed nothing. What was not claimed then must convince in spite
+            of repeated looking. A client that is not in here is looked at for the first time.
 
     Returns:
         Documents and outcomes. All four types are always computed, since they share one ledger.
@@ -128,7 +134,7 @@ def detect_patterns(
         def judge(
             group: Sequence[str], part: _Counted = part
         ) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
-            return _judge(_restrict(part, group), settled)
+            return _judge(_restrict(part, group), settled, earlier or {})
 
         wanted = [c for c in part.population.client_ids if c in chosen]
         judged, broken = _isolate(judge, wanted)
@@ -269,7 +275,9 @@ def _restrict(part: _Counted, group: Sequence[str]) -> _Counted:
 
 
 def _judge(
-    part: _Counted, config: LearningConfig
+    part: _Counted,
+    config: LearningConfig,
+    earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]],
 ) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
     """Estimates, verdicts and documents of a group of clients."""
     population = part.population
@@ -279,7 +287,13 @@ def _judge(
         pl.col("client").is_in(open_clients.cast(pl.Int32).implode()),
         pl.col("frequency_rank") <= MOST_VALUES,
     )
-    estimates = assess_cells(cells, population, _build_dimensions(population), config)
+    estimates = assess_cells(
+        cells,
+        population,
+        _build_dimensions(population),
+        config,
+        _list_earlier(earlier, population.client_ids),
+    )
     headers = build_headers(
         population.client_ids,
         population.summary,
@@ -289,13 +303,11 @@ def _judge(
         config=config,
     )
     builders = _prepare_builders(population, EstimateTable(estimates), config)
-    acts = {
-        (client, pattern): count
-        for client, pattern, count in estimates.filter(pl.col("verdict") == Verdict.ACT.value)
-        .group_by("client", "pattern")
-        .len()
-        .iter_rows()
-    }
+    claims: dict[tuple[int, str], list[dict[str, str]]] = defaultdict(list)
+    for client, pattern, dimension, value in (
+        estimates.filter(pl.col("verdict") == Verdict.ACT.value).select(CELL).iter_rows()
+    ):
+        claims[(client, pattern)].append({"dimension": dimension, "value": value})
     documents: dict[tuple[str, PatternType], AnyPattern] = {}
     outcomes: list[Outcome] = []
     for header in headers:
@@ -305,12 +317,35 @@ def _judge(
                 kind,
                 gate[header.client],
                 builders[kind],
-                acts=acts.get((header.client, kind.value), 0),
+                claims=claims[(header.client, kind.value)],
             )
             outcomes.append(outcome)
             if document is not None:
                 documents[(header.client_id, kind)] = document
     return documents, outcomes
+
+
+def _list_earlier(
+    earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]], client_ids: Sequence[str]
+) -> pl.DataFrame:
+    """Claims of an earlier refresh by client index; a client without any is a row of nulls."""
+    nothing: tuple[None, None, None] = (None, None, None)
+    rows = [
+        (client, *cell)
+        for client, client_id in enumerate(client_ids)
+        if client_id in earlier
+        for cell in [
+            nothing,
+            *((kind.value, c.dimension, c.value) for kind, c in earlier[client_id]),
+        ]
+    ]
+    schema = {"client": pl.Int32, **dict.fromkeys(CELL[1:], pl.String)}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def list_claims(documents: Iterable[AnyPattern]) -> list[tuple[PatternType, Claim]]:
+    """Claims of one client's documents, as the next `detect_patterns` wants them."""
+    return [(document.type, claim) for document in documents for claim in document.claims]
 
 
 def _prepare_builders(
@@ -347,7 +382,7 @@ def _build(
     gate: str | None,
     build: Callable[[Header], AnyPattern],
     *,
-    acts: int,
+    claims: list[dict[str, str]],
 ) -> tuple[AnyPattern | None, Outcome]:
     """One document and its outcome; an error is that client's and type's alone."""
     if gate is not None:
@@ -358,12 +393,12 @@ def _build(
             reason=gate,
         )
     try:
-        document = build(header)
+        document = build(replace(header, fields={**header.fields, "claims": claims}))
     except Exception as error:  # noqa: BLE001 - reported as the client's failure, never lost
         return None, _fail(header.client_id, kind, error)
     learned = isinstance(document, WhoPattern) and document.score_evaluation.recommended
-    if acts or learned:
-        kind_of, reason = OutcomeKind.FOUND, f"{acts} estimates to act on"
+    if claims or learned:
+        kind_of, reason = OutcomeKind.FOUND, f"{len(claims)} estimates to act on"
     else:
         kind_of, reason = OutcomeKind.NONE_FOUND, "enough data, nothing stands out from chance"
     return document, Outcome(
@@ -423,7 +458,10 @@ def _note_rare_values(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def compute_input_fingerprints(
-    own: Mapping[str, str], members: Iterable[str], config: LearningConfig
+    own: Mapping[str, str],
+    members: Iterable[str],
+    config: LearningConfig,
+    earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]] | None = None,
 ) -> dict[str, str]:
     """What each client's documents depend on beside the code: its rows, its pool, the thresholds.
 
@@ -431,6 +469,7 @@ def compute_input_fingerprints(
         own: Fingerprint of each client's feature rows.
         members: Clients that opted in to the pool.
         config: Thresholds.
+        earlier: Claims of each client's last refresh, as `detect_patterns` was given them.
 
     Returns:
         Fingerprint by client. Clients outside the pool depend on nobody else.
@@ -447,9 +486,21 @@ def compute_input_fingerprints(
     belongs = set(pool)
     alone = _hash([settings])
     return {
-        client: _hash([together if client in belongs else alone, fingerprint])
+        client: _hash(
+            [
+                together if client in belongs else alone,
+                fingerprint,
+                *_word_claims((earlier or {}).get(client)),
+            ]
+        )
         for client, fingerprint in own.items()
     }
+
+
+def _word_claims(claims: Sequence[tuple[PatternType, Claim]] | None) -> list[str]:
+    if claims is None:
+        return []
+    return ["earlier", *sorted(f"{kind}\0{c.dimension}\0{c.value}" for kind, c in claims)]
 
 
 def _hash(parts: Iterable[str]) -> str:

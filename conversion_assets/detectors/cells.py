@@ -119,8 +119,8 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
         counts: Result of `count_cells`.
 
     Returns:
-        Columns client, value, n, k, base_n, base_k (totals over the strata in which the cell
-        occurs or not), expected, variance; sorted by client and value.
+        Columns client, value, n, k, and expected, variance and third (central moment) of k under
+        no effect; sorted by client and value.
 
     Source:
         Mantel & Haenszel 1959: expected count and variance of a stratified two-by-two table.
@@ -139,10 +139,14 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
         expected * (1 - n / n_all) * (n_all - k_all) / np.where(free, n_all - 1, 1.0),
         0.0,
     )
+    # Skewness of the hypergeometric distribution; of two rows there is none.
+    third = variance * (n_all - 2 * k_all) * (n_all - 2 * n)
+    third /= np.where(n_all > 2, n_all * (n_all - 2), np.inf)
     return cells.with_columns(
         # Of no rows bincount makes integers.
         expected=np.bincount(cell, expected, cells.height).astype(np.float64),
         variance=np.bincount(cell, variance, cells.height).astype(np.float64),
+        third=np.bincount(cell, third, cells.height).astype(np.float64),
     )
 
 
@@ -151,7 +155,7 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
 
     Returns:
         One row per client and value: client, pattern, dimension, value, unit, n, k, base_n,
-        base_k (the client's totals in the dimension), expected, variance, is_adjusted,
+        base_k (the client's totals in the dimension), expected, variance, third, is_adjusted,
         frequency_rank (1 for the client's most frequent value).
     """
     rows: pl.DataFrame = getattr(population, dimension.rows)
@@ -184,6 +188,7 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
             "base_k",
             "expected",
             "variance",
+            "third",
             pl.lit(bool(dimension.strata)).alias("is_adjusted"),
             pl.struct(-pl.col("n"), "value").rank("ordinal").over("client").alias("frequency_rank"),
         )

@@ -64,11 +64,11 @@ def discover_sequences(population: Population) -> Population:
         counts_in=~pl.col("is_later_half"),
     )  # fmt: skip
     cells = summarize_cells(count_cells(population, explored, ["length"]))
-    k, expected, variance = (
-        cells[c].to_numpy().astype(np.float64) for c in ("k", "expected", "variance")
+    k, *moments = (
+        cells[c].to_numpy().astype(np.float64) for c in ("k", "expected", "variance", "third")
     )
-    upper, _ = compute_tail_probabilities(k, expected, variance)
-    suggested = cells.filter((upper <= DISCOVERY_LEVEL) & find_testable(expected, variance))
+    upper, _ = compute_tail_probabilities(k, *moments)
+    suggested = cells.filter((upper <= DISCOVERY_LEVEL) & find_testable(*moments))
     marked = population.sequences.join(
         suggested.select("client", prefix="value", is_candidate=pl.lit(True)),
         on=["client", "prefix"],

@@ -22,6 +22,7 @@ from conversion_assets.stats.multiplicity import (
     find_testable,
 )
 from conversion_assets.stats.pooling import compute_pool_lift
+from conversion_assets.stats.sequential import compute_always_valid_p
 from conversion_assets.stats.shrinkage import shrink_rates, weigh_spreads
 
 Floats = NDArray[np.float64]
@@ -63,6 +64,7 @@ def assess_cells(
     population: Population,
     dimensions: Sequence[Dimension],
     config: LearningConfig,
+    earlier: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Turn the counted cells of all clients and detectors into estimates with verdicts.
 
@@ -71,6 +73,9 @@ def assess_cells(
         population: Rows to look for reversals in.
         dimensions: The dimensions counted.
         config: Thresholds.
+        earlier: What an earlier refresh said: client, pattern, dimension, value of its acts, and
+            a row of nulls beside the client for one that claimed nothing. A cell of a client in
+            here that was not an act must convince in spite of repeated looking.
 
     Returns:
         The cells with rate, shrunk_rate, low, high, lift, lift_low, lift_high, p_lift, p_value,
@@ -78,7 +83,7 @@ def assess_cells(
         list them.
     """
     estimated = _estimate(cells.sort(CELL), config)
-    judged = _test(estimated, config)
+    judged = _test(_mark_repeated(estimated, earlier), config)
     return _judge(judged, _find_reversals(judged, population, dimensions, config), config)
 
 
@@ -129,14 +134,28 @@ def _to_lift(ratio: Floats, share: Floats) -> Floats:
     return ratio / (share * ratio + 1.0 - share)
 
 
+def _mark_repeated(cells: pl.DataFrame, earlier: pl.DataFrame | None) -> pl.DataFrame:
+    """Mark the cells that an earlier refresh looked at and did not call an act."""
+    if earlier is None or earlier.is_empty():
+        return cells.with_columns(is_repeated=pl.lit(False))
+    acts = earlier.select(*CELL, was_act=pl.lit(True)).drop_nulls("value")
+    return cells.join(acts, on=CELL, how="left", maintain_order="left").with_columns(
+        is_repeated=pl.col("client").is_in(earlier["client"].unique().implode())
+        & pl.col("was_act").is_null()
+    )
+
+
 def _test(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     """p-values, and q-values within the ledger of each client over all detectors."""
-    k, expected, variance = _numbers(cells, "k", "expected", "variance")
-    tested = find_testable(expected, variance)
-    p = compute_two_sided_p(k, expected, variance)
-    q = np.ones(cells.height)
+    k, *moments = _numbers(cells, "k", "expected", "variance", "third")
+    tested = find_testable(*moments)
+    p = compute_two_sided_p(k, *moments)
     client = cells["client"].to_numpy().astype(np.int64)
-    q[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
+    first, again = np.ones(cells.height), np.ones(cells.height)
+    first[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
+    lasting = compute_always_valid_p(k, expected, variance)
+    again[tested] = adjust_benjamini_hochberg(lasting[tested], client[tested])
+    q = np.where(cells["is_repeated"].to_numpy(), np.maximum(first, again), first)
     return cells.with_columns(p_value=p, is_tested=tested, q_value=q).with_columns(
         verdict=pl.when(
             (pl.col("q_value") <= config.act_q)

@@ -59,6 +59,13 @@ class DataNote(_Model):
     rows: int = Field(ge=0)
 
 
+class Claim(_Model):
+    """A cell that this document calls an act, by its place in the ledger."""
+
+    dimension: str
+    value: str
+
+
 class BaseRate(_Model):
     """The client's own conversion rate in the window."""
 
@@ -83,6 +90,9 @@ class PatternDocument(_Model):
     confidence: Probability
     hypotheses_tested: int = Field(ge=0, description="Size of the client's ledger, all four types")
     data_notes: list[DataNote]
+    claims: list[Claim] = Field(
+        default=[], description="Cells called an act; the next refresh starts from them"
+    )
 
 
 class TitleRankings(_Model):
