@@ -154,10 +154,15 @@ def _id_length(column: str) -> CheckConstraint:
 
 
 def _sqlite_checks(
-    *, times: tuple[str, ...] = (), flags: tuple[str, ...] = (), json_columns: tuple[str, ...] = ()
+    *,
+    times: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    numbers: tuple[str, ...] = (),
+    json_columns: tuple[str, ...] = (),
 ) -> list[Any]:
     """What PostgreSQL's types refuse and SQLite's would take: a naive time, a flag 'yes'."""
     checks = [(f"{column}_is_utc", f"{column} GLOB '{_SQLITE_TIME_GLOB}'") for column in times]
+    checks += [(f"{column}_is_number", f"typeof({column}) <> 'text'") for column in numbers]
     checks += [(f"{column}_is_boolean", f"{column} IN (0, 1)") for column in flags]
     checks += [
         (f"{column}_is_json", f"{column} IS NULL OR json_valid({column})")
@@ -238,6 +243,7 @@ leads = Table(
     *_sqlite_checks(
         times=("scored_at", "created_at", "converted_at", "updated_at", "deleted_at"),
         flags=("is_new_role", "is_hiring", "recently_funded"),
+        numbers=("employee_count", "als_score"),
         json_columns=("als_components", "als_weights_used"),
     ),
 )
@@ -270,6 +276,7 @@ activities = Table(
     *_sqlite_checks(
         times=("occurred_at", "created_at"),
         flags=("led_to_booking",),
+        numbers=("touch_number",),
         json_columns=("content_snapshot", "metadata"),
     ),
 )

@@ -352,5 +352,5 @@ def test_any_document_has_the_same_bytes_on_the_way_back(repository, rows, chann
         row = connection.execute(select(tables.conversion_patterns)).one()
         connection.rollback()
     assert canonical_json(parse_document(row.pattern_type, row.patterns)) == sent
-    assert row.as_of == as_of
+    assert row.as_of == as_of.astimezone(UTC)
     assert row.as_of.tzinfo is UTC

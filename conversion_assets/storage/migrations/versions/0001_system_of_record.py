@@ -38,11 +38,12 @@ def _one_of(table, column, values):
     return _check(table, f"{column}_known", f"{column} IN ({listed})")
 
 
-def _sqlite_checks(on_sqlite, table, times=(), flags=(), json=()):
+def _sqlite_checks(on_sqlite, table, times=(), flags=(), numbers=(), json=()):
     if not on_sqlite:
         return []
     return [
         *(_check(table, f"{c}_is_utc", f"{c} GLOB '{UTC_GLOB}'") for c in times),
+        *(_check(table, f"{c}_is_number", f"typeof({c}) <> 'text'") for c in numbers),
         *(_check(table, f"{c}_is_boolean", f"{c} IN (0, 1)") for c in flags),
         *(_check(table, f"{c}_is_json", f"{c} IS NULL OR json_valid({c})") for c in json),
     ]
@@ -123,6 +124,7 @@ def _create_sources(on_sqlite):
             "leads",
             times=("scored_at", "created_at", "converted_at", "updated_at", "deleted_at"),
             flags=("is_new_role", "is_hiring", "recently_funded"),
+            numbers=("employee_count", "als_score"),
             json=("als_components", "als_weights_used"),
         ),
     )
@@ -156,6 +158,7 @@ def _create_sources(on_sqlite):
             "activities",
             times=("occurred_at", "created_at"),
             flags=("led_to_booking",),
+            numbers=("touch_number",),
             json=("content_snapshot", "metadata"),
         ),
     )
