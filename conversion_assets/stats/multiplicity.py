@@ -16,71 +16,89 @@ TESTABLE_LEVEL = 0.01
 
 
 def compute_tail_probabilities(
-    k: Floats, expected: Floats, variance: Floats
+    k: Floats, expected: Floats, variance: Floats, third: Floats
 ) -> tuple[Floats, Floats]:
     """Tails of a count whose null distribution is a sum of hypergeometric ones.
 
     A hypergeometric count is a sum of independent Bernoulli variables, and so is a sum of them
-    over strata; such a sum is approximated by the binomial with the same mean and variance. With
-    one stratum this is close to Fisher's exact test, with several to the exact stratified test.
+    over strata; such a sum is approximated by the shifted binomial with the same mean, variance
+    and third central moment. Looking at the rest of the sample instead of the cell, or at failures
+    instead of conversions, turns the shifted binomial over and changes no p-value.
+
+    Between 1e-6 and 1e-2 the tail is 0.99 times the exact one in the middle, 0.84 to 1 times in
+    90 % of cells of one stratum and 0.97 to 1 times in those of many. Matching mean and variance
+    alone gave 0.17 to 0.99 times for upper tails, and a thousandth for cells that hold most of the
+    sample.
 
     Args:
         k: Observed conversions, shape (cells,).
         expected: Mean of the count under the null, shape (cells,).
         variance: Its variance under the null, shape (cells,).
+        third: Its third central moment under the null, shape (cells,).
 
     Returns:
         Probability of k or more, and of k or fewer, each of shape (cells,). Both are 1 where the
         null leaves no freedom (variance 0).
 
     Source:
-        Vatutin & Mikhailov 1982 (decomposition); Ehm 1991 (binomial approximation).
+        Vatutin & Mikhailov 1982 (decomposition); Pekoz, Rollin, Cekanavicius & Shwartz 2009
+        (binomial with shift, three moments).
 
     Example:
         >>> upper, lower = compute_tail_probabilities(
-        ...     np.array([8.0]), np.array([4.0]), np.array([3.0]))
+        ...     np.array([8.0]), np.array([4.0]), np.array([3.0]), np.array([1.5]))
         >>> bool(upper[0] < 0.05 < lower[0])
         True
     """
     free = (variance > 0) & (expected > 0)
-    mean = np.where(free, expected, 1.0)
-    # Below 1e-9 the binomial is a Poisson to double precision.
-    success = np.clip(1.0 - np.where(free, variance, 0.5) / mean, 1e-9, 1.0 - 1e-9)
-    trials = mean / success
-    upper = np.where(k <= 0, 1.0, special.betainc(np.maximum(k, 1.0), _room(trials, k), success))
-    above = special.betainc(k + 1.0, _room(trials, k + 1.0), success)
-    ones = np.ones_like(mean)
-    return np.where(free, upper, ones), np.where(free, 1.0 - above, ones)
+    spread = np.where(free, variance, 1.0)
+    # A sum of Bernoulli variables has |third| <= variance, so this is a probability. Below 1e-9
+    # the binomial is a Poisson to double precision.
+    success = np.clip((1.0 - np.where(free, third, 0.0) / spread) / 2.0, 1e-9, 1.0 - 1e-9)
+    trials = spread / (success * (1.0 - success))
+    shifted = k - (expected - trials * success)
+    upper = _sum_from(shifted, trials, success)
+    # The lower tail of a count is the upper one of the failures; 1 - upper would lose its digits.
+    lower = _sum_from(trials - shifted, trials, 1.0 - success)
+    ones = np.ones_like(spread)
+    return np.where(free, upper, ones), np.where(free, lower, ones)
 
 
-def _room(trials: Floats, k: Floats) -> Floats:
-    """Second beta parameter; beyond the last possible count the tail is cut, not negative."""
-    return np.maximum(trials - k + 1.0, 1e-3)
+def _sum_from(k: Floats, trials: Floats, success: Floats) -> Floats:
+    """Probability of k or more, with k and trials any real numbers.
+
+    Beyond the last possible count the tail is cut, not negative.
+    """
+    room = np.maximum(trials - k + 1.0, 1e-3)
+    inside = special.betainc(np.maximum(k, 1e-9), room, success)
+    return np.asarray(np.where(k <= 0, 1.0, inside), np.float64)
 
 
-def compute_two_sided_p(k: Floats, expected: Floats, variance: Floats) -> Floats:
+def compute_two_sided_p(k: Floats, expected: Floats, variance: Floats, third: Floats) -> Floats:
     """Two-sided p-value: twice the smaller tail, at most 1. Shapes as in the tails.
 
     Example:
-        >>> compute_two_sided_p(np.array([4.0]), np.array([4.0]), np.array([3.0])).tolist()
+        >>> one = np.array([1.0])
+        >>> compute_two_sided_p(4 * one, 4 * one, 3 * one, 1.5 * one).tolist()
         [1.0]
     """
-    upper, lower = compute_tail_probabilities(k, expected, variance)
+    upper, lower = compute_tail_probabilities(k, expected, variance, third)
     return np.minimum(1.0, 2.0 * np.minimum(upper, lower))
 
 
-def find_testable(expected: Floats, variance: Floats) -> NDArray[np.bool_]:
+def find_testable(expected: Floats, variance: Floats, third: Floats) -> NDArray[np.bool_]:
     """Cells large enough to be worth a test; decided from margins, before any outcome is seen.
 
     Source:
         The idea is Tarone's (1990): hypotheses that cannot become significant cost no budget.
 
     Example:
-        >>> find_testable(np.array([0.2, 30.0]), np.array([0.2, 25.0])).tolist()
+        >>> mean = np.array([0.2, 30.0])
+        >>> find_testable(mean, 0.9 * mean, 0.7 * mean).tolist()
         [False, True]
     """
     imagined = np.ceil(LARGEST_PLAUSIBLE_LIFT * expected)
-    upper, _ = compute_tail_probabilities(imagined, expected, variance)
+    upper, _ = compute_tail_probabilities(imagined, expected, variance, third)
     return np.asarray((variance > 0) & (upper <= TESTABLE_LEVEL), dtype=np.bool_)
 
 
