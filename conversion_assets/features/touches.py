@@ -145,7 +145,7 @@ def _zone(name: str) -> pl.Expr:
 
 
 def _known_zones(names: Iterable[str]) -> list[str]:
-    return sorted({name.strip() for name in names if _is_zone(name.strip())})
+    return sorted(name for name in {name.strip() for name in names} if name and _is_zone(name))
 
 
 def _is_zone(name: str) -> bool:
