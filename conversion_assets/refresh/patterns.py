@@ -92,19 +92,29 @@ def refresh_patterns(
         InputError: the store cannot be read.
     """
     started = time.perf_counter()
+    repository = PatternRepository(engine)
     clients = _read_pool(engine)
     members = set(clients.filter("pool_opt_in")["client_id"].to_list())
     known = set(clients["client_id"].to_list())
     wanted = sorted(set(client_ids) & known)
     leads, touches, manifest = store.read_features(sorted(members | set(wanted)))
+    earlier = repository.claims_before(wanted, as_of)
     detection = detect_patterns(
-        leads, touches, clients, as_of=as_of, config=config, client_ids=wanted
+        leads,
+        touches,
+        clients,
+        as_of=as_of,
+        config=config,
+        client_ids=wanted,
+        earlier=earlier,
     )
     own = {
         client: manifest.clients[client].fingerprint if client in manifest.clients else ""
         for client in members | set(wanted)
     }
-    batch = _split_by_client(detection, kinds, compute_input_fingerprints(own, members, config))
+    batch = _split_by_client(
+        detection, kinds, compute_input_fingerprints(own, members, config, earlier)
+    )
     detected = time.perf_counter()
     header = Refresh(
         as_of=as_of,
@@ -113,7 +123,7 @@ def refresh_patterns(
         code_version=CODE_VERSION,
         validity_days=config.validity_days,
     )
-    errors = _store_clients(PatternRepository(engine), batch, header)
+    errors = _store_clients(repository, batch, header)
     errors |= {client: "there is no such client" for client in set(client_ids) - known}
     outcomes = [o for results in batch for o in results.outcomes if o.client_id not in errors]
     return PatternRefresh(

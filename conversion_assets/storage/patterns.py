@@ -14,7 +14,19 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Row, Select, Table, and_, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    String,
+    Table,
+    and_,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -22,6 +34,7 @@ from conversion_assets.domain.errors import InputError, NotFoundError
 from conversion_assets.domain.patterns import (
     DOCUMENTS,
     AnyPattern,
+    Claim,
     Outcome,
     StoredPattern,
     WhoPattern,
@@ -302,6 +315,57 @@ class PatternRepository:
         return self._overview(
             table, columns, client_ids, table.c.outcome != str(OutcomeKind.FAILED)
         )
+
+    def claims_before(
+        self, client_ids: Sequence[str], as_of: datetime
+    ) -> dict[str, list[tuple[PatternType, Claim]]]:
+        """What each client's last documents before a moment called an act, for the next refresh.
+
+        Only documents as of an earlier moment count, so the same refresh again reads the same.
+
+        Returns:
+            Claims by client; an empty list for a client that claimed nothing, no entry for one
+            without any earlier document.
+        """
+        history = conversion_pattern_history
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        claims = (
+            func.json_extract(history.c.patterns, "$.claims", type_=String)
+            if is_sqlite
+            else func.jsonb_extract_path_text(history.c.patterns, "claims", type_=String)
+        )
+        place = func.row_number().over(
+            partition_by=(history.c.client_id, history.c.pattern_type),
+            order_by=(
+                history.c.as_of.desc(),
+                history.c.computed_at.desc(),
+                history.c.input_fingerprint,
+            ),
+        )
+        ranked = (
+            select(
+                history.c.client_id,
+                history.c.pattern_type,
+                claims.label("claims"),
+                place.label("place"),
+            )
+            .where(history.c.as_of < as_of)
+            .subquery()
+        )
+        query = select(ranked.c.client_id, ranked.c.pattern_type, ranked.c.claims).where(
+            ranked.c.place == 1
+        )
+        with reported_connection_errors(self._engine), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        wanted = set(client_ids)
+        found: dict[str, list[tuple[PatternType, Claim]]] = {}
+        for client_id, pattern_type, text in rows:
+            if client_id in wanted:
+                found.setdefault(client_id, []).extend(
+                    (PatternType(pattern_type), Claim.model_validate(one))
+                    for one in json.loads(text or "[]")
+                )
+        return found
 
     def _overview(
         self, table: Table, columns: list[Any], client_ids: Sequence[str] | None, *where: Any

@@ -15,7 +15,7 @@ from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from conversion_assets.domain.errors import InputError, NotFoundError, UnreachableError
-from conversion_assets.domain.patterns import Estimate, Outcome, Weights
+from conversion_assets.domain.patterns import Claim, Estimate, Outcome, Weights
 from conversion_assets.domain.terms import PatternType
 from conversion_assets.storage import tables
 from conversion_assets.storage.database import create_database_engine, write_transaction
@@ -354,3 +354,26 @@ def test_any_document_has_the_same_bytes_on_the_way_back(repository, rows, chann
     assert canonical_json(parse_document(row.pattern_type, row.patterns)) == sent
     assert row.as_of == as_of.astimezone(UTC)
     assert row.as_of.tzinfo is UTC
+
+
+def claiming(as_of, *values):
+    who = document(WHO, "a", as_of)
+    claims = [Claim(dimension="source_rankings", value=value) for value in values]
+    return {WHO: who.model_copy(update={"claims": claims})}
+
+
+def test_claims_before_are_those_of_the_last_earlier_documents(repository):
+    """A refresh starts from what stood before it: never from itself, later ones or others'."""
+    for days, values in ((0, ("old",)), (7, ("new", "with \x1f and ü")), (14, ())):
+        as_of = AS_OF + timedelta(days=days)
+        store(repository, "a", claiming(as_of, *values), as_of=as_of)
+
+    def before(days):
+        found = repository.claims_before(["a", "b"], AS_OF + timedelta(days=days))
+        return {c: [(kind, claim.value) for kind, claim in claims] for c, claims in found.items()}
+
+    assert before(0) == {}
+    assert before(7) == {"a": [(WHO, "old")]}
+    assert before(14) == {"a": [(WHO, "new"), (WHO, "with \x1f and ü")]}
+    assert before(15) == {"a": []}
+    assert repository.claims_before(["b"], AS_OF + timedelta(days=15)) == {}
