@@ -59,6 +59,8 @@ def select_population(
     client_ids: Sequence[str],
     as_of: datetime,
     config: LearningConfig,
+    *,
+    window: tuple[datetime, datetime] | None = None,
 ) -> Population:
     """Cut feature frames down to what was known and settled at `as_of`.
 
@@ -68,6 +70,9 @@ def select_population(
         client_ids: Clients to keep; a client without rows is kept with n = 0.
         as_of: Aware time; later facts are unknown.
         config: Window and maturity quantile.
+        window: Count only leads created and touches made in (start, end]. Outcomes and maturity
+            stay those known at `as_of`, learned from the whole window of `config`: a few weeks
+            hold too few conversions to learn them from. Not given: (as_of - window_days, as_of].
 
     Returns:
         The population; frames are sorted by client and a key of their own.
@@ -78,10 +83,11 @@ def select_population(
         schema={"client_id": pl.String, "client": pl.Int32},
     )
     start = as_of - timedelta(days=config.window_days)
-    known_leads = _know_leads(leads, index, start, as_of)
+    counted_from, counted_to = window or (start, as_of)
+    known_leads = _know_leads(leads, index, as_of)
     known_touches = _know_touches(touches, index, as_of)
     lead_maturity = _compute_maturity(
-        known_leads.filter("is_converted"),
+        known_leads.filter(pl.col("is_converted") & (pl.col("created_at") > start)),
         pl.col("converted_at") - pl.col("created_at"),
         "maturity_days",
         config.maturity_quantile,
@@ -92,10 +98,18 @@ def select_population(
         "touch_maturity_days",
         config.maturity_quantile,
     )
-    joined = known_leads.join(lead_maturity, on="client", how="left")
+    joined = known_leads.filter(
+        (pl.col("created_at") > counted_from) & (pl.col("created_at") <= counted_to)
+    ).join(lead_maturity, on="client", how="left")
     is_mature = pl.col("age_days") >= pl.col("maturity_days").fill_null(0.0)
     mature = _add_first_channel(joined.filter(is_mature), known_touches)
-    at_risk, touch_notes = _select_touches(known_touches, touch_maturity, start, as_of)
+    at_risk, touch_notes = _select_touches(
+        known_touches.filter(
+            (pl.col("occurred_at") > counted_from) & (pl.col("occurred_at") <= counted_to)
+        ),
+        touch_maturity,
+        as_of,
+    )
     summary = (
         index.select("client")
         .join(
@@ -142,13 +156,11 @@ def _month(column: str) -> pl.Expr:
     return (pl.col(column).dt.year() * 12 + pl.col(column).dt.month()).cast(pl.Int32)
 
 
-def _know_leads(
-    leads: pl.DataFrame, index: pl.DataFrame, start: datetime, as_of: datetime
-) -> pl.DataFrame:
-    """Leads of the window, with their outcome as it was known at as_of."""
+def _know_leads(leads: pl.DataFrame, index: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
+    """Leads created by as_of, with their outcome as it was known then."""
     return (
         leads.join(index, on="client_id")
-        .filter((pl.col("created_at") > start) & (pl.col("created_at") <= as_of))
+        .filter(pl.col("created_at") <= as_of)
         .with_columns(
             is_converted=pl.col("converted_at").is_not_null() & (pl.col("converted_at") <= as_of),
             age_days=_days(pl.lit(as_of) - pl.col("created_at")),
@@ -193,10 +205,10 @@ def _add_first_channel(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFra
 
 
 def _select_touches(
-    touches: pl.DataFrame, maturity: pl.DataFrame, start: datetime, as_of: datetime
+    touches: pl.DataFrame, maturity: pl.DataFrame, as_of: datetime
 ) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
     """Touches at risk and settled, and notes on those left out."""
-    joined = touches.filter(pl.col("occurred_at") > start).join(maturity, on="client", how="left")
+    joined = touches.join(maturity, on="client", how="left")
     age = _days(pl.lit(as_of) - pl.col("occurred_at"))
     is_settled = age >= pl.col("touch_maturity_days").fill_null(0.0)
     notes = [

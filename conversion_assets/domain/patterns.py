@@ -31,6 +31,35 @@ class Reversal(_Model):
     probability: Probability = Field(description="Probability that the effect is reversed there")
 
 
+class ForwardRecord(_Model):
+    """What became of the claims made about a cell, on leads and touches that came later.
+
+    Each claim is a forecast for the 28 days after it was made; windows do not overlap. The sums
+    run over all windows that have matured, those too small to say anything alone among them.
+    """
+
+    windows: int = Field(ge=1, description="Forecasts graded")
+    judged: int = Field(ge=0, description="Those with at least 3 conversions expected")
+    n: int = Field(ge=0, description="Sample of all windows")
+    k: int = Field(ge=0, description="Conversions in it")
+    lift: float | None = Field(ge=0, description="Conversions over those expected without effect")
+    lift_interval: Interval | None
+    p_lift: Probability | None = Field(
+        description="Probability, from these windows alone, that the lift is on the claimed side"
+    )
+    inside: int = Field(
+        ge=0, description="Judged windows with their count inside the forecast's 90 % interval"
+    )
+    brier: float | None = Field(description="Brier score of the forecast rates")
+    brier_base: float | None = Field(description="Brier score of the base rates instead")
+    evidence_against: float = Field(
+        ge=0, description="How many times likelier the outcomes are without the effect than with it"
+    )
+    status: Literal["too_few", "holds", "fades", "lost"] = Field(
+        description="lost: an act is only a watch until the record recovers"
+    )
+
+
 class Estimate(_Model):
     """One cell of a pattern: how often it converts, how sure that is, and what to do with it."""
 
@@ -50,6 +79,7 @@ class Estimate(_Model):
     verdict: Verdict
     naive_lift: float | None = Field(None, ge=0, description="Unadjusted raw lift")
     reversals: list[Reversal] | None = None
+    forward: ForwardRecord | None = None
 
 
 class DataNote(_Model):
