@@ -42,7 +42,9 @@ def print_table(
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    if title:
+        click.echo(title)
+    table = Table(header_style="bold")
     for column in columns:
         table.add_column(column)
     for row in rows:
