@@ -6,6 +6,7 @@ of a multi-pattern automaton for each category.
 """
 
 import json
+from collections.abc import Callable
 
 import polars as pl
 
@@ -76,11 +77,24 @@ def normalize_words(text: pl.Expr) -> pl.Expr:
         >>> frame.select(normalize_words(pl.col("text"))).item()
         ' sales driven thoughts ? '
     """
-    spaced = pl.concat_str(
-        pl.lit(" "), text.str.head(MAXIMUM_TEXT_CHARS).str.normalize("NFKC"), pl.lit(" ")
-    )
-    spaced = spaced.str.to_lowercase().str.replace_all("?", " ? ", literal=True)
+    return _split_words(text.str.head(MAXIMUM_TEXT_CHARS).str.normalize("NFKC"))
+
+
+def _split_words(composed: pl.Expr) -> pl.Expr:
+    spaced = pl.concat_str(pl.lit(" "), composed, pl.lit(" ")).str.to_lowercase()
+    spaced = spaced.str.replace_all("?", " ? ", literal=True)
     return spaced.str.replace_all(r"[^\p{L}\p{N}?]+", " ")
+
+
+def _composed(texts: pl.Series) -> pl.Series:
+    """Bounded texts in the composed Unicode form; ASCII, which is so already, is left alone."""
+    bounded = texts.str.head(MAXIMUM_TEXT_CHARS)
+    other = (bounded.str.len_bytes() != bounded.str.len_chars()).fill_null(False).arg_true()
+    if other.is_empty():
+        return bounded
+    place = pl.Series(range(len(bounded)), dtype=pl.UInt32)
+    place = place.scatter(other, pl.Series(range(len(other)), dtype=pl.UInt32) + len(bounded))
+    return pl.concat([bounded, bounded.gather(other).str.normalize("NFKC")]).gather(place)
 
 
 def compute_personal_values(leads: pl.DataFrame, vocabulary: ContentVocabulary) -> pl.DataFrame:
@@ -246,15 +260,15 @@ def _first_text(*paths: str) -> pl.Expr:
     return pl.coalesce(*(_blank_to_null(_field(path)) for path in paths))
 
 
-def _once_per_text(texts: pl.Series, expressions: list[pl.Expr]) -> pl.DataFrame:
-    """Evaluate expressions over the distinct values of a text column and spread them again."""
+def _once_per_text(texts: pl.Series, compute: Callable[[pl.Series], pl.DataFrame]) -> pl.DataFrame:
+    """Compute a frame from the distinct values of a text column and spread its rows again."""
     name = texts.name
-    distinct = texts.drop_nulls().unique(maintain_order=True).to_frame()
+    distinct = texts.drop_nulls().unique(maintain_order=True)
     # Personalised bodies are all different: looking each up again would cost more than it saves.
-    if distinct.height * 2 > len(texts):
-        return texts.to_frame().with_columns(expressions).drop(name)
-    matched = distinct.with_columns(expressions)
-    return texts.to_frame().join(matched, on=name, how="left", maintain_order="left").drop(name)
+    if len(distinct) * 2 > len(texts):
+        return compute(texts)
+    known = distinct.to_frame().hstack(compute(distinct))
+    return texts.to_frame().join(known, on=name, how="left", maintain_order="left").drop(name)
 
 
 def _contains_any(words: str, keywords: tuple[str, ...]) -> pl.Expr:
@@ -275,50 +289,50 @@ def _category_matches(words: str, prefix: str, vocabulary: ContentVocabulary) ->
 
 
 def _match_subjects(subjects: pl.Series, vocabulary: ContentVocabulary) -> pl.DataFrame:
-    text = pl.col("subject")
-    bounded = subjects.to_frame().select(text.str.head(MAXIMUM_TEXT_CHARS)).to_series()
-    matches = _once_per_text(
-        bounded,
-        [
-            normalize_words(text).alias("subject_words"),
-            text.str.count_matches(r"\S+").alias("subject_count"),
-            *(
-                text.str.contains(f"(?i){pattern}").alias(f"in_subject_{name}")
-                for name, pattern in vocabulary.subject_patterns.items()
-            ),
-        ],
-    )
-    words = matches["subject_words"]
-    found = _once_per_text(words, _category_matches("subject_words", "subject_", vocabulary))
-    return pl.concat([matches, found], how="horizontal")
+    patterns = [
+        pl.col("subject").str.contains(f"(?i){pattern}").alias(f"in_subject_{name}")
+        for name, pattern in vocabulary.subject_patterns.items()
+    ]
+
+    def compute(texts: pl.Series) -> pl.DataFrame:
+        frame = texts.str.head(MAXIMUM_TEXT_CHARS).to_frame("subject")
+        frame = frame.with_columns(
+            _split_words(pl.lit(_composed(texts))).alias("subject_words"),
+            pl.col("subject").str.count_matches(r"\S+").alias("subject_count"),
+            *patterns,
+        )
+        return frame.with_columns(_category_matches("subject_words", "subject_", vocabulary)).drop(
+            "subject"
+        )
+
+    return _once_per_text(subjects, compute)
 
 
 def _match_bodies(bodies: pl.Series, vocabulary: ContentVocabulary) -> pl.DataFrame:
-    text = pl.col("body")
+    matches = [_first_cta(vocabulary), *_category_matches("body_words", "body_", vocabulary)]
+
+    def compute(texts: pl.Series) -> pl.DataFrame:
+        frame = texts.to_frame("body").with_columns(
+            _split_words(pl.lit(_composed(texts))).alias("body_words"),
+            pl.col("body").str.count_matches(r"\S+").alias("body_count"),
+            pl.col("body").str.len_chars().alias("body_chars"),
+        )
+        return frame.with_columns(matches).drop("body")
+
+    return _once_per_text(bodies, compute)
+
+
+def _first_cta(vocabulary: ContentVocabulary) -> pl.Expr:
+    if not vocabulary.ctas:
+        return pl.lit(None, dtype=pl.String).alias("body_cta")
     # Longer phrases first: of two that begin at the same word the automaton takes the earlier one.
     phrases = sorted(vocabulary.ctas, key=lambda phrase: (-len(normalized_words(phrase)), phrase))
-    first_cta = pl.lit(None, dtype=pl.String)
-    if phrases:
-        found = pl.col("body_words").str.extract_many(
-            [normalized_words(phrase) for phrase in phrases], leftmost=True
-        )
-        first_cta = found.list.first().replace_strict(
-            {normalized_words(phrase): phrase for phrase in reversed(phrases)},
-            default=None,
-            return_dtype=pl.String,
-        )
-    matches = _once_per_text(
-        bodies,
-        [
-            normalize_words(text).alias("body_words"),
-            text.str.count_matches(r"\S+").alias("body_count"),
-            text.str.len_chars().alias("body_chars"),
-        ],
+    found = pl.col("body_words").str.extract_many(
+        [normalized_words(phrase) for phrase in phrases], leftmost=True
     )
-    words = matches["body_words"]
-    categories = _category_matches("body_words", "body_", vocabulary)
-    found_in_body = _once_per_text(words, [first_cta.alias("body_cta"), *categories])
-    return pl.concat([matches, found_in_body], how="horizontal")
+    named = {normalized_words(phrase): phrase for phrase in reversed(phrases)}
+    first = found.list.first().replace_strict(named, default=None, return_dtype=pl.String)
+    return first.alias("body_cta")
 
 
 def _count(path: str) -> pl.Expr:
