@@ -24,18 +24,21 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Integer,
     MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
     false,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from conversion_assets.domain.health import Severity
 from conversion_assets.domain.terms import OutcomeKind, PatternType, SubscriptionStatus
 
 ID_LENGTH = 200
@@ -125,6 +128,12 @@ def _jsonb(_type: JsonText, _compiler: Any, **_: Any) -> str:
     return "JSONB"
 
 
+# SQLite numbers rows by itself only in a column of type INTEGER.
+_ROW_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+
+_WAITING = text("sent_at IS NULL AND refused_at IS NULL")
+"""Rows that wait are few beside those sent: the index holds only them."""
+
 metadata = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
@@ -144,7 +153,9 @@ def _flag(name: str) -> Column[Any]:
     return Column(name, Boolean(create_constraint=False), nullable=True)
 
 
-def _one_of(column: str, values: type[PatternType | OutcomeKind | SubscriptionStatus]) -> Any:
+def _one_of(
+    column: str, values: type[PatternType | OutcomeKind | SubscriptionStatus | Severity]
+) -> Any:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
 
@@ -357,4 +368,84 @@ change_counter = Table(
     Column("value", BigInteger, nullable=False),
     Column("epoch", Text, nullable=False),
     CheckConstraint("only_row = 1", name="only_row"),
+)
+
+health_findings = Table(
+    "health_findings",
+    metadata,
+    Column("finding_id", Text, primary_key=True),
+    Column("client_id", Text, ForeignKey("clients.id"), nullable=False),
+    Column("pattern_type", Text),
+    Column("rule", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("numbers", JsonText, nullable=False),
+    # Open while resolved_at is null. A finding that comes back is opened again in its row.
+    _time("first_seen_at", nullable=False),
+    _time("last_seen_at", nullable=False),
+    _time("resolved_at"),
+    _time("acknowledged_at"),
+    # Last message that told it; null again once its resolution was told too.
+    _time("told_at"),
+    Index(None, "client_id"),
+    _one_of("pattern_type", PatternType),
+    _one_of("severity", Severity),
+    *_sqlite_checks(
+        times=("first_seen_at", "last_seen_at", "resolved_at", "acknowledged_at", "told_at"),
+        json_columns=("numbers",),
+    ),
+)
+
+alert_outbox = Table(
+    "alert_outbox",
+    metadata,
+    # One row per message and channel, sent in the order of the number within a channel.
+    Column("id", _ROW_NUMBER, primary_key=True),
+    Column("message_key", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("client_id", Text),
+    Column("kind", Text, nullable=False),
+    Column("payload", JsonText, nullable=False),
+    _time("created_at", nullable=False),
+    Column("attempts", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_error", Text),
+    # Exactly one of the two ends a message's wait: taken by the channel, or refused for good.
+    _time("sent_at"),
+    _time("refused_at"),
+    UniqueConstraint("channel", "message_key"),
+    Index(
+        "alert_outbox_waiting_idx",
+        "channel",
+        "id",
+        sqlite_where=_WAITING,
+        postgresql_where=_WAITING,
+    ),
+    *_sqlite_checks(times=("created_at", "sent_at", "refused_at"), json_columns=("payload",)),
+)
+
+alert_channels = Table(
+    "alert_channels",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    # Changes with the channel's address, which is a secret; a new address lifts a block.
+    Column("address_hash", Text, nullable=False),
+    Column("lease_owner", Text),
+    _time("lease_until"),
+    _time("next_attempt_at"),
+    _time("last_sent_at"),
+    Column("failures", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_error", Text),
+    _time("blocked_at"),
+    *_sqlite_checks(times=("lease_until", "next_attempt_at", "last_sent_at", "blocked_at")),
+)
+
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    # When a piece of recurring work last came to its end; read by an outside monitor.
+    Column("name", Text, primary_key=True),
+    _time("succeeded_at", nullable=False),
+    Column("detail", JsonText, nullable=False),
+    *_sqlite_checks(times=("succeeded_at",), json_columns=("detail",)),
 )

@@ -1,0 +1,426 @@
+"""Rules of health: what is wrong with a client's patterns, with the numbers that say so.
+
+Pure and vectorised: three frames in, findings out, one query plan per rule over all clients.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from conversion_assets.domain.terms import (
+    SCORE_COMPONENTS,
+    WEIGHT_BOUNDS,
+    WEIGHT_SUM,
+    OutcomeKind,
+    PatternType,
+)
+
+WEIGHT_TOLERANCE = 1e-6
+"""How far weights may miss their sum or bounds: far above rounding, far below any effect."""
+
+
+class Severity(StrEnum):
+    """High alerts somebody; medium is listed and shown."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+
+
+class HealthRule(StrEnum):
+    """What a finding says; each has a page in docs/runbooks."""
+
+    EXPIRED = "expired"
+    EXPIRES_SOON = "expires_soon"
+    LOW_SAMPLE = "low_sample"
+    LOW_CONFIDENCE = "low_confidence"
+    EXTREME_WEIGHT = "extreme_weight"
+    INVALID_WEIGHTS = "invalid_weights"
+    INVALID_DOCUMENT = "invalid_document"
+    MISSING_PATTERN = "missing_pattern"
+    FAILED = "failed"
+    NO_RESULT = "no_result"
+    EXCLUDED_ROWS = "excluded_rows"
+    STALE_SOURCE = "stale_source"
+
+
+CLIENT_RULES = frozenset({HealthRule.EXCLUDED_ROWS, HealthRule.STALE_SOURCE})
+"""Rules about a client's rows, which concern all four patterns: their findings have no type."""
+
+
+class HealthConfig(BaseModel):
+    """Thresholds of health and of its alerts; the defaults are the specification's.
+
+    Example:
+        >>> HealthConfig(stale_after_days=30).stale_after_days
+        30
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expires_soon_days: float = Field(3, ge=0, description="Valid for fewer days: expires soon")
+    minimum_sample: int = Field(30, ge=0, description="Resolved leads below: low sample")
+    minimum_confidence: float = Field(0.5, ge=0, le=1, description="Below: low confidence")
+    highest_weight: float = Field(0.45, gt=0, le=1, description="A WHO weight above is extreme")
+    lowest_weight: float = Field(0.08, ge=0, lt=1, description="A WHO weight below is extreme")
+    missing_from_conversions: int = Field(
+        10, ge=1, description="A client with so many conversions should have every pattern"
+    )
+    # Learning is weekly: a client without news since the last time learns nothing new.
+    stale_after_days: float = Field(7, gt=0, description="No lead or activity for so long: stale")
+    excluded_share: float = Field(
+        0.2, gt=0, le=1, description="Share of a client's activities left out for defects"
+    )
+    alert_severity: Severity = Field(
+        Severity.HIGH, description="Findings of this severity or worse alert somebody"
+    )
+    renotify_days: float = Field(7, gt=0, description="An open finding is told again after so long")
+    digest_clients: int = Field(
+        20, ge=1, description="More clients at once are told in one digest instead of one by one"
+    )
+
+
+@dataclass(frozen=True)
+class HealthFinding:
+    """One thing that is wrong with one client.
+
+    Attributes:
+        client_id: The client.
+        pattern_type: The pattern; None where the finding is about the client's rows.
+        rule: The rule that was broken.
+        severity: How bad it is.
+        message: One sentence with the numbers.
+        numbers: What was measured and the threshold it broke, by name.
+        subject: What the finding is about where a pattern can break a rule several times, for
+            example the name of a weight; else empty.
+    """
+
+    client_id: str
+    pattern_type: PatternType | None
+    rule: HealthRule
+    severity: Severity
+    message: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    subject: str = ""
+
+    @property
+    def finding_id(self) -> str:
+        """Stable id: the same client, pattern, rule and subject give the same one for ever."""
+        return make_finding_id(self.client_id, self.pattern_type, self.rule, self.subject)
+
+
+def make_finding_id(
+    client_id: str, pattern_type: PatternType | None, rule: HealthRule, subject: str = ""
+) -> str:
+    """Return the id of a finding: 16 hexadecimal digits.
+
+    Example:
+        >>> make_finding_id("acme", PatternType.WHO, HealthRule.EXPIRED)
+        '486bc3e28017285c'
+    """
+    parts = json.dumps([client_id, pattern_type, rule, subject])
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class HealthInputs:
+    """What the rules look at.
+
+    Attributes:
+        clients: One row per client to check: client_id, is_active (a learning run chooses it),
+            conversions (Int64), activities (Int64), newest_at (last lead or activity, nullable).
+        patterns: One row per stored pattern: client_id, pattern_type, sample_size, confidence,
+            valid_until, document_error (null when the document fits its schema), excluded_rows
+            (rows left out for defects of the data), and the recommended weights of WHO in one
+            nullable column per score component.
+        outcomes: Last outcome per client and type: client_id, pattern_type, outcome, reason,
+            error.
+    """
+
+    clients: pl.DataFrame
+    patterns: pl.DataFrame
+    outcomes: pl.DataFrame
+
+
+CLIENT_SCHEMA: dict[str, Any] = {
+    "client_id": pl.String,
+    "is_active": pl.Boolean,
+    "conversions": pl.Int64,
+    "activities": pl.Int64,
+    "newest_at": pl.Datetime("us", "UTC"),
+}
+PATTERN_SCHEMA: dict[str, Any] = {
+    "client_id": pl.String,
+    "pattern_type": pl.String,
+    "sample_size": pl.Int64,
+    "confidence": pl.Float64,
+    "valid_until": pl.Datetime("us", "UTC"),
+    "document_error": pl.String,
+    "excluded_rows": pl.Int64,
+    **dict.fromkeys(SCORE_COMPONENTS, pl.Float64),
+}
+OUTCOME_SCHEMA: dict[str, Any] = {
+    name: pl.String for name in ("client_id", "pattern_type", "outcome", "reason", "error")
+}
+
+
+def find_problems(
+    inputs: HealthInputs, *, now: datetime, config: HealthConfig
+) -> list[HealthFinding]:
+    """Return every finding of the given clients, ordered by client, type, rule and subject.
+
+    A client that gave no result, or whose last result failed, has a finding: what produced
+    nothing is never counted healthy.
+
+    Args:
+        inputs: Clients to check and what is stored of them; rows of other clients are ignored.
+        now: Aware time.
+        config: Thresholds.
+    """
+    checked = inputs.clients.select("client_id")
+    chosen = HealthInputs(
+        inputs.clients,
+        inputs.patterns.join(checked, on="client_id", how="semi"),
+        inputs.outcomes.join(checked, on="client_id", how="semi"),
+    )
+    frames = [rule(chosen, now, config) for rule in _RULES]
+    found = pl.concat(frames).sort("client_id", "pattern_type", "rule", "subject")
+    return [
+        HealthFinding(
+            client_id=client_id,
+            pattern_type=PatternType(kind) if kind is not None else None,
+            rule=HealthRule(rule),
+            subject=subject,
+            severity=Severity(severity),
+            message=message,
+            numbers=json.loads(numbers),
+        )
+        for client_id, kind, rule, subject, severity, message, numbers in found.iter_rows()
+    ]
+
+
+def _state(
+    broken: pl.DataFrame,
+    rule: HealthRule,
+    severity: Severity | pl.Expr,
+    message: pl.Expr,
+    *numbers: pl.Expr,
+) -> pl.DataFrame:
+    """Findings from the rows that break a rule; `pattern_type` and `subject` may be absent."""
+    present = set(broken.columns)
+    kind = pl.col("pattern_type") if "pattern_type" in present else pl.lit(None, pl.String)
+    return broken.select(
+        "client_id",
+        kind.alias("pattern_type"),
+        rule=pl.lit(str(rule)),
+        subject=pl.col("subject") if "subject" in present else pl.lit(""),
+        severity=pl.lit(str(severity)) if isinstance(severity, Severity) else severity,
+        message=message,
+        numbers=pl.struct(*numbers).struct.json_encode() if numbers else pl.lit("{}"),
+    )
+
+
+def _days(span: pl.Expr) -> pl.Expr:
+    return span.dt.total_microseconds() / 86_400e6
+
+
+def _iso(moment: pl.Expr) -> pl.Expr:
+    return moment.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _find_expired(inputs: HealthInputs, now: datetime, config: HealthConfig) -> pl.DataFrame:
+    timed = inputs.patterns.with_columns(
+        days_left=_days(pl.col("valid_until") - pl.lit(now)), until=_iso(pl.col("valid_until"))
+    )
+    numbers = (pl.col("days_left").round(2), pl.col("until").alias("valid_until"))
+    expired = _state(
+        timed.filter(pl.col("days_left") <= 0),
+        HealthRule.EXPIRED,
+        Severity.HIGH,
+        pl.format("expired {} days ago, at {}", (-pl.col("days_left")).round(1), "until"),
+        *numbers,
+    )
+    soon = _state(
+        timed.filter(pl.col("days_left") > 0, pl.col("days_left") <= config.expires_soon_days),
+        HealthRule.EXPIRES_SOON,
+        Severity.MEDIUM,
+        pl.format("expires in {} days, at {}", pl.col("days_left").round(1), "until"),
+        *numbers,
+    )
+    return pl.concat([expired, soon])
+
+
+def _find_weak(inputs: HealthInputs, _now: datetime, config: HealthConfig) -> pl.DataFrame:
+    few = _state(
+        inputs.patterns.filter(pl.col("sample_size") < config.minimum_sample),
+        HealthRule.LOW_SAMPLE,
+        Severity.MEDIUM,
+        pl.format("rests on {} leads, fewer than {}", "sample_size", config.minimum_sample),
+        pl.col("sample_size"),
+        pl.lit(config.minimum_sample).alias("threshold"),
+    )
+    unsure = _state(
+        inputs.patterns.filter(pl.col("confidence") < config.minimum_confidence),
+        HealthRule.LOW_CONFIDENCE,
+        Severity.MEDIUM,
+        pl.format(
+            "confidence is {}, below {}", pl.col("confidence").round(3), config.minimum_confidence
+        ),
+        pl.col("confidence"),
+        pl.lit(config.minimum_confidence).alias("threshold"),
+    )
+    return pl.concat([few, unsure])
+
+
+def _find_extreme_weights(
+    inputs: HealthInputs, _now: datetime, config: HealthConfig
+) -> pl.DataFrame:
+    weights = inputs.patterns.unpivot(
+        list(SCORE_COMPONENTS),
+        index=["client_id", "pattern_type"],
+        variable_name="subject",
+        value_name="weight",
+    )
+    extremes = [
+        ("above", Severity.HIGH, pl.col("weight") > config.highest_weight, config.highest_weight),
+        ("below", Severity.MEDIUM, pl.col("weight") < config.lowest_weight, config.lowest_weight),
+    ]
+    return pl.concat(
+        _state(
+            weights.filter(is_extreme),
+            HealthRule.EXTREME_WEIGHT,
+            severity,
+            pl.format(
+                "weight of {} is {}, {} {}",
+                "subject",
+                pl.col("weight").round(3),
+                pl.lit(side),
+                threshold,
+            ),
+            pl.col("weight"),
+            pl.lit(threshold).alias("threshold"),
+        )
+        for side, severity, is_extreme, threshold in extremes
+    )
+
+
+def _find_invalid(inputs: HealthInputs, _now: datetime, _config: HealthConfig) -> pl.DataFrame:
+    low, high = WEIGHT_BOUNDS
+    weights = [pl.col(name) for name in SCORE_COMPONENTS]
+    total = pl.sum_horizontal(weights, ignore_nulls=False)
+    is_out = pl.any_horizontal(
+        (w < low - WEIGHT_TOLERANCE) | (w > high + WEIGHT_TOLERANCE) for w in weights
+    )
+    wrong = inputs.patterns.with_columns(total=total).filter(
+        ((pl.col("total") - WEIGHT_SUM).abs() > WEIGHT_TOLERANCE) | is_out
+    )
+    shown = [w.round(3) for w in weights]
+    unusable = _state(
+        wrong,
+        HealthRule.INVALID_WEIGHTS,
+        Severity.HIGH,
+        pl.format(
+            "weights {}, {}, {}, {} sum to {}; they must sum to {} within [{}, {}]",
+            *shown,
+            pl.col("total").round(3),
+            WEIGHT_SUM,
+            low,
+            high,
+        ),
+        *weights,
+        pl.col("total").alias("sum"),
+    )
+    malformed = _state(
+        inputs.patterns.filter(pl.col("document_error").is_not_null()),
+        HealthRule.INVALID_DOCUMENT,
+        Severity.HIGH,
+        pl.format("document does not fit its schema: {}", "document_error"),
+    )
+    return pl.concat([unusable, malformed])
+
+
+def _find_absent(inputs: HealthInputs, _now: datetime, config: HealthConfig) -> pl.DataFrame:
+    """Missing patterns, failed outcomes, and results that never came."""
+    kinds = pl.DataFrame({"pattern_type": [str(kind) for kind in PatternType]})
+    key = ["client_id", "pattern_type"]
+    expected = (
+        inputs.clients.join(kinds, how="cross")
+        .join(inputs.patterns.select(*key, is_stored=True), on=key, how="left")
+        .join(inputs.outcomes, on=key, how="left")
+    )
+    is_absent = pl.col("is_stored").is_null()
+    why = pl.coalesce("error", "reason", pl.lit("no learning run has looked at it"))
+    missing = _state(
+        expected.filter(is_absent, pl.col("conversions") >= config.missing_from_conversions),
+        HealthRule.MISSING_PATTERN,
+        Severity.MEDIUM,
+        pl.format("not stored although the client has {} conversions: {}", "conversions", why),
+        pl.col("conversions"),
+        pl.lit(config.missing_from_conversions).alias("threshold"),
+    )
+    failed = _state(
+        expected.filter(pl.col("outcome") == str(OutcomeKind.FAILED)),
+        HealthRule.FAILED,
+        Severity.HIGH,
+        pl.format("the last learning run failed: {}", why),
+    )
+    nothing = _state(
+        expected.filter("is_active", is_absent, pl.col("outcome").is_null()),
+        HealthRule.NO_RESULT,
+        Severity.HIGH,
+        pl.lit("the client is active but no learning run gave any result for it"),
+    )
+    return pl.concat([missing, failed, nothing])
+
+
+def _find_bad_sources(inputs: HealthInputs, now: datetime, config: HealthConfig) -> pl.DataFrame:
+    excluded = inputs.patterns.group_by("client_id").agg(pl.col("excluded_rows").max())
+    shares = inputs.clients.join(excluded, on="client_id").with_columns(
+        share=pl.col("excluded_rows") / pl.col("activities")
+    )
+    defects = _state(
+        shares.filter(pl.col("activities") > 0, pl.col("share") > config.excluded_share),
+        HealthRule.EXCLUDED_ROWS,
+        Severity.MEDIUM,
+        pl.format(
+            "{} of {} activities have defects and were left out or corrected",
+            "excluded_rows",
+            "activities",
+        ),
+        pl.col("excluded_rows"),
+        pl.col("activities"),
+        pl.lit(config.excluded_share).alias("threshold"),
+    )
+    age = _days(pl.lit(now) - pl.col("newest_at"))
+    stale = _state(
+        inputs.clients.with_columns(age_days=age).filter(
+            "is_active", pl.col("age_days") > config.stale_after_days
+        ),
+        HealthRule.STALE_SOURCE,
+        Severity.MEDIUM,
+        pl.format(
+            "no lead or activity for {} days, since {}",
+            pl.col("age_days").round(1),
+            _iso(pl.col("newest_at")),
+        ),
+        pl.col("age_days").round(2),
+        pl.lit(config.stale_after_days).alias("threshold"),
+    )
+    return pl.concat([defects, stale])
+
+
+_Rule = Callable[[HealthInputs, datetime, HealthConfig], pl.DataFrame]
+_RULES: tuple[_Rule, ...] = (
+    _find_expired,
+    _find_weak,
+    _find_extreme_weights,
+    _find_invalid,
+    _find_absent,
+    _find_bad_sources,
+)

@@ -1,0 +1,228 @@
+"""The rules of health against a slow reference, their edges, and a fleet."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conversion_assets.domain.health import (
+    CLIENT_SCHEMA,
+    OUTCOME_SCHEMA,
+    PATTERN_SCHEMA,
+    HealthConfig,
+    HealthInputs,
+    find_problems,
+    make_finding_id,
+)
+from conversion_assets.domain.terms import DEFAULT_WEIGHTS, SCORE_COMPONENTS, PatternType
+
+NOW = datetime(2026, 3, 1, 6, tzinfo=UTC)
+KINDS = [str(kind) for kind in PatternType]
+
+
+def client(client_id="c1", **changes):
+    row = {
+        "client_id": client_id,
+        "is_active": True,
+        "conversions": 100,
+        "activities": 1000,
+        "newest_at": NOW - timedelta(days=1),
+    }
+    return row | changes
+
+
+def pattern(client_id="c1", kind="who", **changes):
+    row = {
+        "client_id": client_id,
+        "pattern_type": kind,
+        "sample_size": 500,
+        "confidence": 0.8,
+        "valid_until": NOW + timedelta(days=10),
+        "document_error": None,
+        "excluded_rows": 0,
+    }
+    weights = DEFAULT_WEIGHTS if kind == "who" else dict.fromkeys(SCORE_COMPONENTS)
+    return row | weights | changes
+
+
+def outcome(client_id="c1", kind="who", outcome="found", reason="", error=None):
+    return dict(zip(OUTCOME_SCHEMA, (client_id, kind, outcome, reason, error), strict=True))
+
+
+def check(clients=None, patterns=None, outcomes=None, **config):
+    clients = [client()] if clients is None else clients
+    patterns = [pattern(kind=k) for k in KINDS] if patterns is None else patterns
+    outcomes = [outcome(kind=k) for k in KINDS] if outcomes is None else outcomes
+    inputs = HealthInputs(
+        pl.DataFrame(clients, schema=CLIENT_SCHEMA),
+        pl.DataFrame(patterns, schema=PATTERN_SCHEMA),
+        pl.DataFrame(outcomes, schema=OUTCOME_SCHEMA),
+    )
+    return find_problems(inputs, now=NOW, config=HealthConfig(**config))
+
+
+def who(**changes):
+    return [pattern(**changes), *(pattern(kind=k) for k in KINDS[1:])]
+
+
+def rules(findings):
+    return {(f.pattern_type, str(f.rule), f.subject, str(f.severity)) for f in findings}
+
+
+def test_a_healthy_client_has_no_finding():
+    assert check() == []
+
+
+def test_nobody_to_check_is_no_finding():
+    assert check(clients=[], patterns=[], outcomes=[]) == []
+    assert check(clients=[]) == []
+
+
+def test_expiry_at_its_edges():
+    at = {0: "expired", -1: "expired", 1: "expires_soon", 3 * 86_400: "expires_soon"}
+    for seconds, rule in at.items():
+        found = check(patterns=who(valid_until=NOW + timedelta(seconds=seconds)))
+        severity = "high" if rule == "expired" else "medium"
+        assert rules(found) == {("who", rule, "", severity)}
+    assert check(patterns=who(valid_until=NOW + timedelta(days=3, seconds=1))) == []
+
+
+def test_sample_and_confidence_at_their_edges():
+    assert check(patterns=who(sample_size=30, confidence=0.5)) == []
+    found = check(patterns=who(sample_size=29, confidence=0.499))
+    assert rules(found) == {
+        ("who", "low_sample", "", "medium"),
+        ("who", "low_confidence", "", "medium"),
+    }
+    assert found[1].numbers == {"sample_size": 29, "threshold": 30}
+
+
+def test_each_extreme_weight_is_a_finding_of_its_own():
+    found = check(patterns=who(data_quality=0.07, authority=0.46, company_fit=0.24, timing=0.08))
+    assert rules(found) == {
+        ("who", "extreme_weight", "authority", "high"),
+        ("who", "extreme_weight", "data_quality", "medium"),
+    }
+    assert len({f.finding_id for f in found}) == 2
+    assert found[0].message == "weight of authority is 0.46, above 0.45"
+    assert (
+        check(patterns=who(data_quality=0.08, authority=0.45, company_fit=0.2, timing=0.12)) == []
+    )
+
+
+def test_weights_that_miss_their_sum_or_bounds():
+    found = check(patterns=who(timing=0.2))
+    assert rules(found) == {("who", "invalid_weights", "", "high")}
+    found = check(patterns=who(data_quality=0.55, authority=0.1, company_fit=0.1, timing=0.1))
+    assert ("who", "invalid_weights", "", "high") in rules(found)
+    assert ("who", "extreme_weight", "data_quality", "high") in rules(found)
+
+
+def test_a_document_that_does_not_fit():
+    found = check(patterns=who(document_error="field required", **dict.fromkeys(SCORE_COMPONENTS)))
+    assert rules(found) == {("who", "invalid_document", "", "high")}
+
+
+def test_missing_from_ten_conversions_on():
+    few = [
+        outcome(kind="who", outcome="not_enough_data", reason="9 resolved leads"),
+        *(outcome(kind=k) for k in KINDS[1:]),
+    ]
+    stored = [pattern(kind=k) for k in KINDS[1:]]
+    assert check([client(conversions=9)], stored, few) == []
+    found = check([client(conversions=10)], stored, few)
+    assert rules(found) == {("who", "missing_pattern", "", "medium")}
+    assert "9 resolved leads" in found[0].message
+
+
+def test_a_failure_is_found_though_an_older_pattern_is_valid():
+    failed = [outcome(outcome="failed", error="boom"), *(outcome(kind=k) for k in KINDS[1:])]
+    found = check(outcomes=failed)
+    assert rules(found) == {("who", "failed", "", "high")}
+    assert found[0].message.endswith("boom")
+
+
+def test_what_produced_nothing_is_never_healthy():
+    found = check(patterns=[], outcomes=[], clients=[client(conversions=3)])
+    assert rules(found) == {(k, "no_result", "", "high") for k in KINDS}
+    assert check(patterns=[], outcomes=[], clients=[client(conversions=3, is_active=False)]) == []
+
+
+def test_sources():
+    quiet = [client(newest_at=NOW - timedelta(days=7, seconds=1))]
+    assert rules(check(quiet)) == {(None, "stale_source", "", "medium")}
+    assert check([client(newest_at=None)]) == []
+    assert check([client(is_active=False, newest_at=NOW - timedelta(days=70))]) == []
+    assert rules(check(patterns=who(excluded_rows=201))) == {(None, "excluded_rows", "", "medium")}
+    assert check(patterns=who(excluded_rows=200)) == []
+    assert check([client(activities=0)], who(excluded_rows=3)) == []
+
+
+def test_ids_are_stable_and_of_their_client():
+    ids = {
+        make_finding_id(c, k, r)
+        for c in ("a", 'a"', "a,b")
+        for k in (None, *PatternType)
+        for r in ("expired", "failed")
+    }
+    assert len(ids) == 3 * 5 * 2
+    assert make_finding_id("acme", PatternType.WHO, "expired") == "486bc3e28017285c"
+
+
+def reference(row, now):
+    """The rules about one stored pattern, spelled out."""
+    left = (row["valid_until"] - now).total_seconds()
+    if left <= 0:
+        yield "expired", ""
+    elif left <= 3 * 86_400:
+        yield "expires_soon", ""
+    if row["sample_size"] < 30:
+        yield "low_sample", ""
+    if row["confidence"] < 0.5:
+        yield "low_confidence", ""
+    weights = {name: row[name] for name in SCORE_COMPONENTS}
+    if None not in weights.values():
+        for name, weight in weights.items():
+            if weight > 0.45 or weight < 0.08:
+                yield "extreme_weight", name
+        if abs(sum(weights.values()) - 0.85) > 1e-6 or not all(
+            0.05 - 1e-6 <= w <= 0.5 + 1e-6 for w in weights.values()
+        ):
+            yield "invalid_weights", ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(
+    st.tuples(
+        st.integers(0, 60), st.floats(0, 1), st.integers(-9, 9),
+        st.lists(st.floats(0, 0.6), min_size=4, max_size=4),
+    ),
+    min_size=1, max_size=8,
+))  # fmt: skip
+def test_stored_patterns_agree_with_the_reference(drawn):
+    patterns = [
+        pattern(
+            f"c{i}", sample_size=n, confidence=c, valid_until=NOW + timedelta(days=d),
+            **dict(zip(SCORE_COMPONENTS, w, strict=True)),
+        )
+        for i, (n, c, d, w) in enumerate(drawn)
+    ]  # fmt: skip
+    clients = [client(f"c{i}", conversions=0, is_active=False) for i in range(len(drawn))]
+    found = check(clients, patterns, [])
+    expected = {(row["client_id"], *key) for row in patterns for key in reference(row, NOW)}
+    assert {(f.client_id, str(f.rule), f.subject) for f in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_a_thousand_clients_with_faults_each():
+    clients = [client(f"c{i}") for i in range(1000)]
+    patterns = [pattern(f"c{i}", k, valid_until=NOW, confidence=0.1)
+                for i in range(1000) for k in KINDS]  # fmt: skip
+    outcomes = [outcome(f"c{i}", k) for i in range(1000) for k in KINDS]
+    started = time.perf_counter()
+    found = check(clients, patterns, outcomes)
+    assert len(found) == 8000
+    # Measured 0.1 s; the mark is loose, because the machine may be busy.
+    assert time.perf_counter() - started < 5
