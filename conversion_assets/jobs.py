@@ -2,12 +2,9 @@
 
 from dagster import AssetSelection, define_asset_job
 
-from conversion_assets.partitions import CLIENTS
-
 LEARN_PATTERNS = define_asset_job(
     name="learn_patterns",
     selection=AssetSelection.groups("sources", "features", "patterns"),
-    partitions_def=CLIENTS,
     description=(
         "Sources, features and patterns of the chosen clients in one run. The range of partitions "
         "covers the clients; `client_ids` of the op `patterns` names them where it is sparse."
