@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -80,34 +81,28 @@ def run(rows: int = 1_000_000, postgresql_url: str | None = None) -> dict[str, o
         result: dict[str, object] = {
             "rows": rows,
             "required_share": REQUIRED_SHARE,
-            "sqlite": _measure(f"sqlite:///{root}/bench.db", paths, root, _insert_sqlite),
+            # Each measurement has a file of its own: what one leaves behind would slow the next.
+            "sqlite": _measure(lambda part: f"sqlite:///{root}/{part}.db", paths, _insert_sqlite),
         }
         if postgresql_url:
-            result["postgresql"] = _measure(postgresql_url, paths, root, _insert_postgresql)
+            result["postgresql"] = _measure(lambda _: postgresql_url, paths, _insert_postgresql)
     return result
 
 
 def _measure(
-    url: str,
+    url: Callable[[str], str],
     paths: dict[str, Path],
-    root: Path,
     insert: Callable[[Engine, str, list[str], list[tuple[object, ...]]], float],
 ) -> dict[str, float]:
-    engine = create_database_engine(url)
-    migrate(engine)
-    parents = import_files(
-        engine, clients=paths["clients"], leads=paths["leads"], quarantine_dir=root / "quarantine"
-    )
-    assert parents.rejected == 0
-
     names, ready = _ready_rows(paths["activities"])
-    bare = insert(engine, "bare", names, ready)
-    in_place = insert(engine, "activities", names, ready)
-
-    first, again = (_import(engine, paths["activities"], root) for _ in range(2))
+    engines = {part: _prepare(url(part), paths) for part in ("bare", "activities", "import")}
+    bare = insert(engines["bare"], "bare", names, ready)
+    in_place = insert(engines["activities"], "activities", names, ready)
+    first, again = (_import(engines["import"], paths["activities"]) for _ in range(2))
     assert first[1].activities.written == len(ready)
     assert again[1].activities.written == 0
-    engine.dispose()
+    for engine in engines.values():
+        engine.dispose()
     return {
         "bare_s": round(bare, 2),
         "bare_in_real_table_s": round(in_place, 2),
@@ -118,9 +113,20 @@ def _measure(
     }
 
 
-def _import(engine: Engine, path: Path, root: Path) -> tuple[float, ImportReport]:
+def _prepare(url: str, paths: dict[str, Path]) -> Engine:
+    engine = create_database_engine(url)
+    migrate(engine)
+    folder = paths["clients"].parent / "quarantine"
+    report = import_files(
+        engine, clients=paths["clients"], leads=paths["leads"], quarantine_dir=folder
+    )
+    assert report.rejected == 0
+    return engine
+
+
+def _import(engine: Engine, path: Path) -> tuple[float, ImportReport]:
     started = time.perf_counter()
-    report = import_files(engine, activities=path, quarantine_dir=root / "quarantine")
+    report = import_files(engine, activities=path, quarantine_dir=path.parent / "quarantine")
     return time.perf_counter() - started, report
 
 
@@ -161,7 +167,7 @@ def _insert_postgresql(
         connection.exec_driver_sql(
             f"CREATE TEMP TABLE bare AS SELECT {columns} FROM activities WHERE FALSE"
         )
-        driver = connection.connection.driver_connection
+        driver: Any = connection.connection.driver_connection
         started = time.perf_counter()
         with (
             driver.cursor() as cursor,

@@ -171,7 +171,13 @@ class LeadRows(dy.Schema):
         checks={"unknown status": lambda c: c.is_in(list(LeadStatus))},
         default="converted where converted_at is given, else new",
     )
-    als_score = dy.Float64(nullable=True, description="Lead score, 0 to 100.", metadata={})
+    als_score = dy.Float64(
+        allow_inf=True,  # Reading refuses it already, with a reason of its own.
+        allow_nan=True,
+        nullable=True,
+        description="Lead score, 0 to 100.",
+        metadata={},
+    )
     als_tier = _text("Tier of the score: hot, warm, cool, cold or dead.")
     als_components = _json(
         "Points of data_quality, authority, company_fit, timing and risk, as an object."

@@ -94,7 +94,7 @@ def _upsert_sqlite(
     written = 0
     cache = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
     connection.exec_driver_sql(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
-    with _indexed_afterwards(connection, target.name):
+    with _bare_while_filled(connection, target.name):
         for batch in batches:
             stored = batch.with_columns(pl.selectors.datetime().dt.to_string(_SQLITE_TIME)).select(
                 order
@@ -105,24 +105,26 @@ def _upsert_sqlite(
 
 
 @contextmanager
-def _indexed_afterwards(connection: Connection, table: str) -> Iterator[None]:
-    """Build an empty SQLite table's indexes after it is filled: sorting once beats inserting.
+def _bare_while_filled(connection: Connection, table: str) -> Iterator[None]:
+    """Take indexes and triggers off an empty SQLite table, and put them back when it is filled.
 
-    Part of the transaction as everything else. The key's index stays, the upsert needs it.
+    Sorting once beats a million insertions into an index, and our rows carry the change id that
+    the triggers would give. It is part of the transaction as everything else. The key's index
+    stays, the upsert needs it.
     """
-    indexes: list[Any] = []
+    parts: list[Any] = []
     if _is_empty(connection, table):
-        indexes = list(
+        parts = list(
             connection.exec_driver_sql(
-                "SELECT name, sql FROM sqlite_master"
-                " WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL",
+                "SELECT type, name, sql FROM sqlite_master WHERE type IN ('index', 'trigger')"
+                " AND tbl_name = ? AND sql IS NOT NULL ORDER BY type",
                 (table,),
             )
         )
-    for name, _ in indexes:
-        connection.exec_driver_sql(f'DROP INDEX "{name}"')
+    for kind, name, _ in parts:
+        connection.exec_driver_sql(f'DROP {kind} "{name}"')
     yield
-    for _, sql in indexes:
+    for _, _, sql in parts:
         connection.exec_driver_sql(sql)
 
 
