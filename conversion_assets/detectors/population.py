@@ -198,9 +198,9 @@ def _compute_maturity(
 
 
 def _add_first_channel(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame:
-    first = touches.filter(pl.col("touch_number") == 1).select(
-        "client", "lead_id", "channel", "touch_number"
-    )
+    # A lead that converted before anyone wrote to it owes nothing to the channel of a later touch.
+    is_first = (pl.col("touch_number") == 1) & ~pl.col("is_after_conversion")
+    first = touches.filter(is_first).select("client", "lead_id", "channel", "touch_number")
     return leads.join(first, on=["client", "lead_id"], how="left").sort("client", "lead_id")
 
 
@@ -219,7 +219,8 @@ def _select_touches(
         ),
         _count_note(
             joined.filter(
-                pl.col("booking_mismatch") & (pl.col("lead_converted_at") <= as_of).fill_null(True)
+                # A conversion later than as_of, or none yet, is no contradiction: not known.
+                pl.col("booking_mismatch") & (pl.col("lead_converted_at") <= as_of).fill_null(False)
             ),
             "led_to_booking contradicts the times (counted by the times)",
         ),
