@@ -7,14 +7,15 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 import polars as pl
 
 from conversion_assets.detectors import how, what, when, who
-from conversion_assets.detectors.cells import MOST_VALUES, Dimension, count_dimension
+from conversion_assets.detectors.cells import MOST_VALUES, count_dimension
+from conversion_assets.detectors.dimensions import list_dimensions
 from conversion_assets.detectors.documents import (
     EstimateTable,
     Header,
@@ -37,6 +38,13 @@ from conversion_assets.domain.terms import (
     OutcomeKind,
     PatternType,
     Verdict,
+)
+from conversion_assets.evaluation.forward import (
+    CLAIMS,
+    FORECASTS,
+    apply_forward_record,
+    build_record,
+    list_forward_claims,
 )
 from conversion_assets.evaluation.score_weights import evaluate_score_weights
 from conversion_assets.features import FEATURE_VERSION
@@ -65,11 +73,13 @@ class Detection:
         documents: Documents to store by client and type: those found or none_found.
         outcomes: One per client and type, always, ordered by client and type.
         seconds: Wall seconds by stage.
+        claims: What is claimed of leads and touches to come, columns of `forward.CLAIMS`.
     """
 
     documents: dict[tuple[str, PatternType], AnyPattern]
     outcomes: list[Outcome]
     seconds: dict[str, float]
+    claims: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CLAIMS))
 
     @property
     def failures(self) -> list[Outcome]:
@@ -85,6 +95,15 @@ class _Counted:
     cells: pl.DataFrame
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What a group of clients came to."""
+
+    documents: dict[tuple[str, PatternType], AnyPattern]
+    outcomes: list[Outcome]
+    claims: pl.DataFrame
+
+
 def detect_patterns(
     leads: pl.DataFrame,
     touches: pl.DataFrame,
@@ -94,6 +113,7 @@ def detect_patterns(
     config: LearningConfig | None = None,
     client_ids: Sequence[str] | None = None,
     earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]] | None = None,
+    forecasts: pl.DataFrame | None = None,
 ) -> Detection:
     """Learn the four patterns of every chosen client.
 
@@ -107,6 +127,8 @@ def detect_patterns(
         earlier: Claims of each client's last refresh before `as_of` (see `list_claims`), an empty
             list for one that claimed nothing. What was not claimed then must convince in spite
             of repeated looking. A client that is not in here is looked at for the first time.
+        forecasts: Earlier claims about these clients with what became of them, as known at
+            `as_of` (columns of `forward.FORECASTS`). An act whose record is lost is a watch.
 
     Returns:
         Documents and outcomes. All four types are always computed, since they share one ledger.
@@ -127,21 +149,24 @@ def detect_patterns(
 
     counted, errors = _isolate(count, sorted(chosen | members))
     shared = _share_pool(counted, members, settled)
+    record = build_record(
+        pl.DataFrame(schema=FORECASTS) if forecasts is None else forecasts, as_of, settled
+    )
     documents: dict[tuple[str, PatternType], AnyPattern] = {}
     outcomes: list[Outcome] = []
+    claims = [pl.DataFrame(schema=CLAIMS)]
     for part in shared:
 
-        def judge(
-            group: Sequence[str], part: _Counted = part
-        ) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
-            return _judge(_restrict(part, group), settled, earlier or {})
+        def judge(group: Sequence[str], part: _Counted = part) -> _Judged:
+            return _judge(_restrict(part, group), settled, earlier or {}, record)
 
         wanted = [c for c in part.population.client_ids if c in chosen]
         judged, broken = _isolate(judge, wanted)
         errors |= broken
-        for found, stated in judged:
-            documents |= found
-            outcomes += stated
+        for one in judged:
+            documents |= one.documents
+            outcomes += one.outcomes
+            claims.append(one.claims)
     outcomes += [
         _fail(client, kind, error)
         for client, error in errors.items()
@@ -153,6 +178,7 @@ def detect_patterns(
         documents=documents,
         outcomes=sorted(outcomes, key=lambda o: (o.client_id, order[o.pattern_type])),
         seconds={"detection_s": time.perf_counter() - started},
+        claims=pl.concat(claims),
     )
 
 
@@ -200,7 +226,7 @@ def _count(
     """Count all cells of all four detectors for a group of clients."""
     population = how.discover_sequences(select_population(leads, touches, group, as_of, config))
     parts = []
-    for dimension in _build_dimensions(population):
+    for dimension in list_dimensions(population.touches.columns):
         cells = count_dimension(population, dimension)
         near = (
             when.compute_neighbour_lift(cells, dimension)
@@ -209,15 +235,6 @@ def _count(
         )
         parts.append(cells.with_columns(near))
     return _Counted(population, pl.concat(parts))
-
-
-def _build_dimensions(population: Population) -> list[Dimension]:
-    return [
-        *who.build_dimensions(),
-        *what.build_dimensions(population.touches.columns),
-        *when.build_dimensions(),
-        *how.build_dimensions(),
-    ]
 
 
 def _share_pool(
@@ -278,7 +295,8 @@ def _judge(
     part: _Counted,
     config: LearningConfig,
     earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]],
-) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
+    record: pl.DataFrame,
+) -> _Judged:
     """Estimates, verdicts and documents of a group of clients."""
     population = part.population
     gates = [_find_gate(population, kind, config) for kind in PatternType]
@@ -287,13 +305,14 @@ def _judge(
         pl.col("client").is_in(open_clients.cast(pl.Int32).implode()),
         pl.col("frequency_rank") <= MOST_VALUES,
     )
-    estimates = assess_cells(
+    assessed = assess_cells(
         cells,
         population,
-        _build_dimensions(population),
+        list_dimensions(population.touches.columns),
         config,
         _list_earlier(earlier, population.client_ids),
     )
+    estimates = apply_forward_record(assessed, record, population.client_ids)
     headers = build_headers(
         population.client_ids,
         population.summary,
@@ -322,7 +341,7 @@ def _judge(
             outcomes.append(outcome)
             if document is not None:
                 documents[(header.client_id, kind)] = document
-    return documents, outcomes
+    return _Judged(documents, outcomes, list_forward_claims(estimates, population))
 
 
 def _list_earlier(

@@ -114,7 +114,7 @@ class EstimateTable:
         columns = [
             "client", "dimension", "value", "n", "k", "unit", "rate", "shrunk_rate", "low", "high",
             "lift", "lift_low", "lift_high", "p_lift", "q_value", "own_weight", "verdict",
-            "is_adjusted", "naive_lift", "reversals",
+            "is_adjusted", "naive_lift", "reversals", "forward",
         ]  # fmt: skip
         for row in estimates.select(columns).iter_rows():
             estimate = {
@@ -137,6 +137,8 @@ class EstimateTable:
                 estimate["naive_lift"] = row[18]
             if row[19]:
                 estimate["reversals"] = row[19]
+            if row[20]:
+                estimate["forward"] = row[20]
             self._lists[(row[0], row[1])].append(estimate)
 
     def get(

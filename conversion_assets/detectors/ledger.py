@@ -100,7 +100,7 @@ def _estimate(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     number = group.to_numpy().astype(np.int64)
     prior_mean = np.clip(null_rate * prior_lift, 1e-9, 1.0 - 1e-9)
     groups = int(number[-1]) + 1 if number.size else 0
-    weights = weigh_spreads(k, n, prior_mean, number, groups)[number]
+    weights = weigh_spreads(k, n, prior_mean, number, groups)
     own = shrink_rates(k, n, prior_mean, weights)
     # The rest of the client's sample moves against the cell: what the cell has above the base the
     # rest has below it, in proportion to their expected conversions.
@@ -118,6 +118,7 @@ def _estimate(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     return cells.with_columns(
         rate=k / n,
         shrunk_rate=own.mean,
+        strength=own.a + own.b,
         low=low,
         high=high,
         lift=lift,
@@ -280,14 +281,19 @@ def _check_variable(
 def _judge(cells: pl.DataFrame, reversals: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     """Final verdicts and the order in which a document lists its estimates."""
     does_reverse = pl.col("turns_sign") | (pl.col("reversed_share") > config.reversal_share)
-    return (
-        cells.join(reversals, on=CELL, how="left")
-        .with_columns(
+    return order_cells(
+        cells.join(reversals, on=CELL, how="left").with_columns(
             verdict=pl.when(does_reverse.fill_null(False))
             .then(pl.lit(Verdict.WATCH.value))
             .otherwise("verdict")
         )
-        .with_columns(
+    )
+
+
+def order_cells(cells: pl.DataFrame) -> pl.DataFrame:
+    """Sort estimates as documents list them: verdict, lower end of the lift, value."""
+    return (
+        cells.with_columns(
             order=pl.col("verdict").replace_strict(
                 {name: place for place, name in enumerate(VERDICT_ORDER)}, return_dtype=pl.Int8
             )
