@@ -5,9 +5,9 @@ import hashlib
 from dagster import ConfigurableResource, ResourceDependency
 from sqlalchemy import Engine
 
+from conversion_assets.refresh.features import RefreshReport, refresh_features
 from conversion_assets.resources.settings import SettingsResource
 from conversion_assets.storage.columnar import FeatureStore, Manifest
-from conversion_assets.storage.feature_refresh import RefreshReport, refresh_features
 
 
 class FeatureStoreResource(ConfigurableResource[FeatureStore]):

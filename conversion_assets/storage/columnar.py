@@ -179,6 +179,8 @@ def _column_parts(column: pl.Series) -> Callable[[int, int], Iterable[bytes]]:
 class _Backend(Protocol):
     """Where bytes lie."""
 
+    scan_options: dict[str, str] | None
+
     def get(self, path: str) -> tuple[bytes, str] | None: ...
     def put_new(self, path: str, data: bytes) -> None: ...
     def replace(self, path: str, data: bytes, expected: str | None) -> None: ...
@@ -191,6 +193,7 @@ class _Backend(Protocol):
 class _LocalBackend:
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.scan_options: dict[str, str] | None = None
 
     def get(self, path: str) -> tuple[bytes, str] | None:
         try:
@@ -260,14 +263,15 @@ def _sync_folder(folder: Path) -> None:
 class _ObjectBackend:
     def __init__(self, url: str, options: Mapping[str, str]) -> None:
         self.url = url.rstrip("/")
+        self.scan_options: dict[str, str] | None = {**options, "aws_allow_http": "true"}
         strange = sorted(name for name in options if not name.startswith("aws_"))
         if strange:
             raise InputError(f"store {url}: option {strange[0]} is unknown; they begin with aws_")
-        settings: Any = {name: text for name, text in options.items() if name != "aws_allow_http"}
-        http = options.get("aws_allow_http", os.environ.get("AWS_ALLOW_HTTP", "false"))
+        settings: Any = dict(options)
         try:
+            # An endpoint is plain HTTP only where somebody wrote http:// as its address.
             self.store: Any = obstore.store.from_url(
-                self.url, config=settings, client_options={"allow_http": http.lower() == "true"}
+                self.url, config=settings, client_options={"allow_http": True}
             )
         except obstore.exceptions.BaseError as error:
             raise InputError(f"store {url}: {_first_line(error)}") from None
@@ -322,10 +326,9 @@ class FeatureStore:
 
     def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
         self.url = str(url)
-        self._options = dict(options or {})
         self._backend: _Backend
         if self.url.startswith("s3://"):
-            self._backend = _ObjectBackend(self.url, self._options)
+            self._backend = _ObjectBackend(self.url, options or {})
         elif "://" in self.url and not self.url.startswith("file://"):
             raise InputError(f"store {self.url}: use a folder or s3://bucket/prefix")
         else:
@@ -424,7 +427,7 @@ class FeatureStore:
         ]
         if not files:
             return pl.DataFrame(schema=schema).select(chosen)
-        scan = pl.scan_parquet(files, storage_options=self._options or None, glob=False)
+        scan = pl.scan_parquet(files, storage_options=self._backend.scan_options, glob=False)
         if wanted is not None:
             scan = scan.filter(pl.col("client_id").is_in(wanted))
         key = _KEYS[table]

@@ -54,7 +54,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
         region_name="us-east-1",
     ).create_bucket(Bucket=name)
     options = {key.lower(): value for key, value in KEYS.items()}
-    options |= {"aws_endpoint_url": endpoint, "aws_allow_http": "true"}
+    options["aws_endpoint_url"] = endpoint
     return FeatureStore(f"s3://{name}/features", options)
 
 
@@ -206,10 +206,21 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_bucket_is_one_line(s3_endpoint: str) -> None:
     options = {key.lower(): value for key, value in KEYS.items()}
-    options |= {"aws_endpoint_url": s3_endpoint, "aws_allow_http": "true"}
+    options["aws_endpoint_url"] = s3_endpoint
     store = FeatureStore("s3://no-such-bucket/x", options)
     with pytest.raises(InputError, match="cannot write"):
         write(store, {"a": 1})
+
+
+def test_credentials_come_from_the_environment(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": s3_endpoint}.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="from-environment")
+    store = FeatureStore("s3://from-environment/x")
+    write(store, {"a": 3})
+    assert store.read("lead_features").height == 3
 
 
 @settings(max_examples=40, deadline=None)

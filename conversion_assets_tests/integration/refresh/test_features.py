@@ -18,10 +18,11 @@ from sqlalchemy import Engine, delete, insert, update
 from conversion_assets.domain.content import load_vocabulary
 from conversion_assets.domain.errors import SuspiciousReadError
 from conversion_assets.features import build_features
-from conversion_assets.storage import feature_refresh, tables
+from conversion_assets.refresh import features as feature_refresh
+from conversion_assets.refresh.features import refresh_features
+from conversion_assets.storage import tables
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.database import create_database_engine
-from conversion_assets.storage.feature_refresh import refresh_features
 from conversion_assets.storage.sources import open_snapshot
 from conversion_assets_tests.unit.features.reference import utc
 
