@@ -46,7 +46,7 @@ def compute_pool_lift(
     cap = _cap_without_self(expected, cell, cells, maximum_share)
     # Cutting a contributor's weight keeps its own ratio k / expected. The cut depends on who is
     # left out, so it is summed as: uncut total minus what the few largest lose.
-    lost_weight, lost_k = _sum_of_cuts(k, expected, cell, cells, cap, maximum_share)
+    lost_weight, lost_k = _sum_of_cuts(k, expected, cell, cells, cap=cap, share=maximum_share)
     total_expected = np.bincount(cell, expected, cells)[cell] - expected - lost_weight
     total_k = np.bincount(cell, k, cells)[cell] - k - lost_k
     others = np.bincount(cell, (expected > 0).astype(np.float64), cells)[cell] - (expected > 0)
@@ -85,7 +85,7 @@ def _cap_without_self(expected: Floats, cell: Ints, cells: int, share: float) ->
 
 
 def _sum_of_cuts(
-    k: Floats, expected: Floats, cell: Ints, cells: int, cap: Floats, share: float
+    k: Floats, expected: Floats, cell: Ints, cells: int, *, cap: Floats, share: float
 ) -> tuple[Floats, Floats]:
     """Weight and conversions that the largest contributors lose in each row's pool."""
     lost_weight, lost_k = np.zeros(k.size), np.zeros(k.size)
