@@ -30,22 +30,25 @@ def describe_pattern(
     metadata: dict[str, RawMetadataValue] = {
         "client_id": document.client_id,
         "outcome": outcome,
-        "as_of": document.as_of.isoformat(),
         "sample_size": document.sample_size,
         "conversions": document.conversions,
-        "confidence": document.confidence,
-        "base_rate": document.base_rate.rate,
+        # Rounded for the eye; the document keeps every digit.
+        "base_rate": round(document.base_rate.rate, 4),
         "base_rate_interval": _interval(document.base_rate.interval, percent=True),
-        "hypotheses_tested": document.hypotheses_tested,
+        "confidence": round(document.confidence, 3),
+        "top_findings": MetadataValue.md(_longest_inline(tabulate_findings, ranked)),
+    }
+    if with_plot and ranked:
+        metadata["lift_plot"] = MetadataValue.md(_longest_inline(_plot_findings, ranked))
+    metadata |= {
         "act_count": sum(f.estimate.verdict is Verdict.ACT for f in ranked),
         "watch_count": sum(f.estimate.verdict is Verdict.WATCH for f in ranked),
-        "top_findings": MetadataValue.md(_longest_inline(tabulate_findings, ranked)),
+        "hypotheses_tested": document.hypotheses_tested,
+        "as_of": document.as_of.isoformat(),
     }
     if document.data_notes:
         notes = "\n".join(f"- {note.reason}: {note.rows:,} rows" for note in document.data_notes)
         metadata["data_notes"] = MetadataValue.md(notes)
-    if with_plot and ranked:
-        metadata["lift_plot"] = MetadataValue.md(_longest_inline(_plot_findings, ranked))
     return metadata
 
 
