@@ -7,7 +7,6 @@ reason stands beside it, so that one pass finds every fault of a row.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import dataframely as dy
 import polars as pl
@@ -19,6 +18,7 @@ from conversion_assets.domain.contracts import (
 )
 from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.terms import OUTBOUND_ACTIONS, LeadStatus, SubscriptionStatus
+from conversion_assets.storage.json_text import compact_documents
 
 POSITION = "__position"
 """Position of a row in the frame it came in, from 0."""
@@ -267,11 +267,8 @@ def _read_json(source: pl.Expr, dtype: pl.DataType) -> _Value:
         return _Value(pl.lit(None, dtype=pl.String), {"invalid json": source.is_not_null()})
     text = _blank_to_null(source)
     text = pl.when(text.str.strip_chars() != "null").then(text)
-    # The path "$" is the whole document: parsed, checked and written in one compact form.
-    value = text.str.json_path_match("$")
-    is_object = value.str.starts_with("{").fill_null(value=False)
-    value = value.map_batches(_without_nulls, return_dtype=pl.String)
-    return _Value(pl.when(is_object).then(value), {"invalid json": text.is_not_null() & ~is_object})
+    value = text.map_batches(compact_documents, return_dtype=pl.String)
+    return _Value(value, {"invalid json": text.is_not_null() & value.is_null()})
 
 
 def encode_struct(struct: pl.Expr, dtype: pl.Struct) -> pl.Expr:
@@ -294,27 +291,6 @@ def encode_struct(struct: pl.Expr, dtype: pl.Struct) -> pl.Expr:
         return pl.when(struct.is_not_null()).then(pl.lit("{}"))
     body = pl.concat_str(fields, separator=",", ignore_nulls=True)
     return pl.when(struct.is_not_null()).then("{" + body + "}")
-
-
-def _without_nulls(texts: pl.Series) -> pl.Series:
-    """Leave out members that are null, so that text and structs give the same document."""
-    # Parsing in Python is slow; few documents need it.
-    is_due = texts.str.contains(":null", literal=True).fill_null(value=False)
-    if not is_due.any():
-        return texts
-    unique = texts.filter(is_due).unique()
-    fixed = [
-        json.dumps(_drop_nulls(json.loads(text)), ensure_ascii=False, separators=(",", ":"))
-        for text in unique
-    ]
-    again = pl.Series(fixed, dtype=pl.String).str.json_path_match("$")
-    return texts.replace(unique, again)
-
-
-def _drop_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
-    return value
 
 
 _DEFAULTS: dict[str, list[pl.Expr]] = {

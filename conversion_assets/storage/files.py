@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from conversion_assets.domain.errors import InputError
+from conversion_assets.storage.json_text import take_members
 
 MAXIMUM_UNPACKED_BYTES = 4 * 2**30
 """Largest content of a .gz file: about 15 million activities, and less than a server's memory.
@@ -110,7 +111,9 @@ def _read_jsonl(content: bytes, json_columns: Sequence[str]) -> pl.DataFrame:
         frame = pl.read_ndjson(stream, schema=dict.fromkeys(names, pl.String))
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise UnreadableError(_explain_jsonl(lines)) from error
-    frame = frame.with_columns(_nested(lines["line"], [c for c in json_columns if c in names]))
+    frame = frame.with_columns(
+        take_members(lines["line"], name).alias(name) for name in json_columns if name in names
+    )
     return frame.select(lines[ROW], pl.all())
 
 
@@ -124,24 +127,6 @@ def _jsonl_names(stream: io.BytesIO, lines: pl.Series) -> list[str]:
             record = json.loads(line)
             names.update(dict.fromkeys(record if isinstance(record, dict) else ()))
         return list(names)
-
-
-def _nested(lines: pl.Series, names: Sequence[str]) -> list[pl.Series]:
-    """Take objects as JSON text from the lines; a line that is no valid JSON stays as it is."""
-    if not names:
-        return []
-    is_broken = lines.str.json_path_match("$").is_null()
-    return [
-        lines.to_frame()
-        .select(
-            pl.when(is_broken)
-            .then(pl.first())
-            .otherwise(pl.first().str.json_path_match(f"$.{name}"))
-            .alias(name)
-        )
-        .to_series()
-        for name in names
-    ]
 
 
 def _explain_jsonl(lines: pl.DataFrame) -> str:
