@@ -14,6 +14,21 @@ AS_OF = datetime(2026, 1, 4, tzinfo=UTC)
 SMALL = SyntheticConfig(clients=5, leads=220, base_conversion=0.2, as_of=AS_OF)
 CLIENTS = [f"client-{number:04d}" for number in range(1, 6)]
 
+VARIABLES = (
+    "CONVERSION_DATABASE_URL",
+    "CONVERSION_STORE_URL",
+    "DAGSTER_HOME",
+    "SLACK_WEBHOOK_URL",
+    "SENTRY_DSN",
+    "ALERT_EMAIL",
+    "SMTP_URL",
+    "ENVIRONMENT",
+    "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS",
+    "DAGSTER_EVENT_BATCH_SIZE",
+    "DAGSTER_DISABLE_TELEMETRY",
+)
+"""What may be set outside and would change a test."""
+
 # What differs between two equal computations: when they ran and in which run.
 _VOLATILE = {"computed_at", "run_id", "als_weights_updated_at"}
 

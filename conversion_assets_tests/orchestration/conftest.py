@@ -2,21 +2,7 @@ import pytest
 
 from conversion_assets.orchestration.instance import open_instance
 from conversion_assets.settings import load_settings
-from conversion_assets_tests.homes import copy_home, make_home
-
-VARIABLES = (
-    "CONVERSION_DATABASE_URL",
-    "CONVERSION_STORE_URL",
-    "DAGSTER_HOME",
-    "SLACK_WEBHOOK_URL",
-    "SENTRY_DSN",
-    "ALERT_EMAIL",
-    "SMTP_URL",
-    "ENVIRONMENT",
-    "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS",
-    "DAGSTER_EVENT_BATCH_SIZE",
-    "DAGSTER_DISABLE_TELEMETRY",
-)
+from conversion_assets_tests.homes import VARIABLES, copy_home, make_home
 
 
 @pytest.fixture(scope="session")
