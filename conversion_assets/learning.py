@@ -26,6 +26,7 @@ from conversion_assets.detectors.ledger import CELL, assess_cells, borrow_from_p
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import InputError
+from conversion_assets.domain.forecasts import CLAIMS, FORECASTS
 from conversion_assets.domain.patterns import (
     SCHEMA_VERSION,
     AnyPattern,
@@ -40,8 +41,6 @@ from conversion_assets.domain.terms import (
     Verdict,
 )
 from conversion_assets.evaluation.forward import (
-    CLAIMS,
-    FORECASTS,
     apply_forward_record,
     build_record,
     list_forward_claims,
@@ -73,7 +72,7 @@ class Detection:
         documents: Documents to store by client and type: those found or none_found.
         outcomes: One per client and type, always, ordered by client and type.
         seconds: Wall seconds by stage.
-        claims: What is claimed of leads and touches to come, columns of `forward.CLAIMS`.
+        claims: What is claimed of leads and touches to come, columns of `CLAIMS`.
     """
 
     documents: dict[tuple[str, PatternType], AnyPattern]
@@ -128,7 +127,7 @@ def detect_patterns(
             list for one that claimed nothing. What was not claimed then must convince in spite
             of repeated looking. A client that is not in here is looked at for the first time.
         forecasts: Earlier claims about these clients with what became of them, as known at
-            `as_of` (columns of `forward.FORECASTS`). An act whose record is lost is a watch.
+            `as_of` (columns of `FORECASTS`). An act whose record is lost is a watch.
 
     Returns:
         Documents and outcomes. All four types are always computed, since they share one ledger.
@@ -147,7 +146,7 @@ def detect_patterns(
     def count(group: Sequence[str]) -> _Counted:
         return _count(leads, touches, group, as_of, settled)
 
-    counted, errors = _isolate(count, sorted(chosen | members))
+    counted, errors = isolate_failures(count, sorted(chosen | members))
     shared = _share_pool(counted, members, settled)
     record = build_record(
         pl.DataFrame(schema=FORECASTS) if forecasts is None else forecasts, as_of, settled
@@ -161,7 +160,7 @@ def detect_patterns(
             return _judge(_restrict(part, group), settled, earlier or {}, record)
 
         wanted = [c for c in part.population.client_ids if c in chosen]
-        judged, broken = _isolate(judge, wanted)
+        judged, broken = isolate_failures(judge, wanted)
         errors |= broken
         for one in judged:
             documents |= one.documents
@@ -182,7 +181,7 @@ def detect_patterns(
     )
 
 
-def _isolate(
+def isolate_failures(
     work: Callable[[Sequence[str]], Result], clients: Sequence[str]
 ) -> tuple[list[Result], dict[str, Exception]]:
     """Do the work for all clients at once; where it fails, halve until the culprits stand alone."""
@@ -199,7 +198,7 @@ def _isolate(
     results: list[Result] = []
     errors: dict[str, Exception] = {}
     for half in (clients[:middle], clients[middle:]):
-        done, failed = _isolate(work, half)
+        done, failed = isolate_failures(work, half)
         results += done
         errors |= failed
     return results, errors

@@ -4,10 +4,7 @@ A claim is an estimate that the ledger calls an act. It is a forecast for the le
 touches made in the `HORIZON_DAYS` after it. Once their outcomes are known, the forecast is graded
 by the detectors' own counting, over all clients and claims of one moment together. See
 docs/decisions/forward-record.md for the rule by which a claim loses its verdict, with figures.
-
-Frames
-    Claims: `CLAIMS`. Forecasts: `FORECASTS`, which are claims with the moment they were made, when
-    they are due, and columns that are null until they are graded.
+The frames are those of `domain.forecasts`.
 """
 
 from collections.abc import Sequence
@@ -22,6 +19,13 @@ from conversion_assets.detectors.dimensions import list_dimensions
 from conversion_assets.detectors.ledger import order_cells
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.forecasts import (
+    CLAIMS,
+    FORECASTS,
+    GRADES,
+    HORIZON_DAYS,
+    KEY,
+)
 from conversion_assets.domain.terms import Unit, Verdict
 from conversion_assets.stats.predictive import (
     compute_forward_lift,
@@ -30,11 +34,6 @@ from conversion_assets.stats.predictive import (
 )
 
 Floats = NDArray[np.float64]
-
-HORIZON_DAYS = 28
-"""Days of new leads and touches that a forecast is for: whole weeks, so that every weekday counts
-alike; four of them, because the usual client has too few conversions in less, and a longer horizon
-would only delay the answer: windows follow one another and are added up."""
 
 LEAST_EXPECTED = 3.0
 """Conversions that a window must expect, without effect, to be judged by itself. With fewer, none
@@ -49,46 +48,6 @@ LOST_PROBABILITY = 0.90
 is weaker than claimed, not gone."""
 
 _TIME = pl.Datetime("us", "UTC")
-KEY = ("client_id", "pattern_type", "dimension", "value")
-CLAIMS: dict[str, pl.DataType] = {
-    "client_id": pl.String(),
-    "pattern_type": pl.String(),
-    "dimension": pl.String(),
-    "value": pl.String(),
-    "unit": pl.String(),
-    "rate": pl.Float64(),
-    "rate_low": pl.Float64(),
-    "rate_high": pl.Float64(),
-    "strength": pl.Float64(),
-    "lift": pl.Float64(),
-    "lift_low": pl.Float64(),
-    "lift_high": pl.Float64(),
-    "base_rate": pl.Float64(),
-    "delay_days": pl.Float64(),
-}
-"""A claim: its cell; posterior mean, interval and strength (a + b) of the rate; lift with interval;
-rate without effect; days until the outcome of its unit is known."""
-GRADES: dict[str, pl.DataType] = {
-    "graded_as_of": _TIME,
-    "n": pl.Int64(),
-    "k": pl.Int64(),
-    "expected": pl.Float64(),
-    "variance": pl.Float64(),
-    "base_k": pl.Int64(),
-    "is_judged": pl.Boolean(),
-    "is_inside": pl.Boolean(),
-    "brier": pl.Float64(),
-    "brier_base": pl.Float64(),
-    "log_against": pl.Float64(),
-}
-"""A grade: what was known when it was given, counts of the window, and what they say."""
-FORECASTS: dict[str, pl.DataType] = {
-    **CLAIMS,
-    "made_as_of": _TIME,
-    "horizon_days": pl.Int64(),
-    "due_as_of": _TIME,
-    **GRADES,
-}
 
 
 def list_forward_claims(estimates: pl.DataFrame, population: Population) -> pl.DataFrame:
@@ -175,6 +134,13 @@ def forget_later(forecasts: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
     return forecasts.filter(pl.col("made_as_of") < as_of).with_columns(
         pl.when(was_known).then(pl.col(name)).otherwise(None).alias(name) for name in GRADES
     )
+
+
+def put_grades(forecasts: pl.DataFrame, graded: pl.DataFrame) -> pl.DataFrame:
+    """The forecasts with the grades of `graded` in their rows, where they have none yet."""
+    if graded.is_empty():
+        return forecasts
+    return forecasts.update(graded.select(*KEY, "made_as_of", *GRADES), on=[*KEY, "made_as_of"])
 
 
 def grade_forecasts(
@@ -267,7 +233,10 @@ def _count_window(population: Population, dimensions: Sequence[Dimension]) -> pl
         schema={"client": pl.Int32, "client_id": pl.String},
     )
     columns = ["n", "k", "expected", "variance", "base_k"]
-    parts = [count_dimension(whole, d).select("client", *KEY_OF_CELL, *columns) for d in dimensions]
+    parts = [
+        count_dimension(whole, d).select("client", "pattern", "dimension", "value", *columns)
+        for d in dimensions
+    ]
     empty: dict[str, pl.DataType] = {
         **dict.fromkeys(KEY, pl.String()),
         **{name: GRADES[name] for name in columns},
@@ -276,9 +245,6 @@ def _count_window(population: Population, dimensions: Sequence[Dimension]) -> pl
         return pl.DataFrame(schema=empty)
     counted = pl.concat(parts).join(names, on="client").rename({"pattern": "pattern_type"})
     return counted.select(pl.col(name).cast(kind) for name, kind in empty.items())
-
-
-KEY_OF_CELL = ("pattern", "dimension", "value")
 
 
 def _judge_windows(found: pl.DataFrame, mass: float) -> pl.DataFrame:

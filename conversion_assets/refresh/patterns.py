@@ -18,7 +18,9 @@ from conversion_assets.learning import (
     compute_input_fingerprints,
     detect_patterns,
 )
+from conversion_assets.refresh.forward import add_record, list_changes, look_back
 from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.forecasts import ForecastChanges
 from conversion_assets.storage.patterns import (
     ClientResults,
     PatternRepository,
@@ -99,6 +101,7 @@ def refresh_patterns(
     wanted = sorted(set(client_ids) & known)
     leads, touches, manifest = store.read_features(sorted(members | set(wanted)))
     earlier = repository.claims_before(wanted, as_of)
+    forward = look_back(engine, leads, touches, wanted, as_of=as_of, config=config)
     detection = detect_patterns(
         leads,
         touches,
@@ -107,13 +110,18 @@ def refresh_patterns(
         config=config,
         client_ids=wanted,
         earlier=earlier,
+        forecasts=forward.known,
     )
     own = {
         client: manifest.clients[client].fingerprint if client in manifest.clients else ""
         for client in members | set(wanted)
     }
+    fingerprints = compute_input_fingerprints(own, members, config, earlier)
     batch = _split_by_client(
-        detection, kinds, compute_input_fingerprints(own, members, config, earlier)
+        detection,
+        kinds,
+        add_record(fingerprints, forward),
+        list_changes(detection, forward, kinds, as_of),
     )
     detected = time.perf_counter()
     header = Refresh(
@@ -123,7 +131,17 @@ def refresh_patterns(
         code_version=CODE_VERSION,
         validity_days=config.validity_days,
     )
+    # Without its record a client's verdicts would be too kind: it fails, and what is stored stays.
+    ungraded = {
+        client: f"grading of forecasts: {' '.join(str(error).split())}"
+        for client, error in forward.errors.items()
+    }
+    batch = [
+        _state_failure(one, ungraded[one.client_id]) if one.client_id in ungraded else one
+        for one in batch
+    ]
     errors = _store_clients(repository, batch, header)
+    errors |= ungraded
     errors |= {client: "there is no such client" for client in set(client_ids) - known}
     outcomes = [o for results in batch for o in results.outcomes if o.client_id not in errors]
     return PatternRefresh(
@@ -139,7 +157,10 @@ def refresh_patterns(
 
 
 def _split_by_client(
-    detection: Detection, kinds: Collection[PatternType], fingerprints: Mapping[str, str]
+    detection: Detection,
+    kinds: Collection[PatternType],
+    fingerprints: Mapping[str, str],
+    forecasts: Mapping[str, ForecastChanges],
 ) -> list[ClientResults]:
     outcomes: dict[str, list[Outcome]] = {}
     for one in detection.outcomes:
@@ -155,6 +176,7 @@ def _split_by_client(
             },
             outcomes=stated,
             input_fingerprint=fingerprints[client],
+            forecasts=forecasts.get(client, ForecastChanges()),
         )
         for client, stated in outcomes.items()
     ]
@@ -166,20 +188,23 @@ def _store_clients(
     """Store every client; where one cannot be stored, record at least that it failed."""
     errors = repository.store_clients(batch, header).errors
     failed = [
-        ClientResults(
-            client_id=results.client_id,
-            documents={},
-            outcomes=_fail(
-                {results.client_id: errors[results.client_id]},
-                [one.pattern_type for one in results.outcomes],
-            ),
-            input_fingerprint=results.input_fingerprint,
-        )
+        _state_failure(results, errors[results.client_id])
         for results in batch
         if results.client_id in errors
     ]
     repository.store_clients(failed, header)
     return errors
+
+
+def _state_failure(results: ClientResults, error: str) -> ClientResults:
+    """Nothing to store but that it failed."""
+    kinds = [one.pattern_type for one in results.outcomes]
+    return ClientResults(
+        client_id=results.client_id,
+        documents={},
+        outcomes=_fail({results.client_id: error}, kinds),
+        input_fingerprint=results.input_fingerprint,
+    )
 
 
 def _fail(errors: Mapping[str, str], kinds: Collection[PatternType]) -> list[Outcome]:

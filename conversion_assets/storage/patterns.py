@@ -6,11 +6,13 @@ two overviews that carry no document (`outcomes`, `latest_fingerprints`).
 
 import json
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -44,12 +46,15 @@ from conversion_assets.storage.database import (
     reported_connection_errors,
     write_transaction,
 )
+from conversion_assets.storage.forecasts import ForecastChanges, store_forecasts
 from conversion_assets.storage.tables import (
     clients,
     conversion_pattern_history,
     conversion_patterns,
     pattern_outcomes,
 )
+
+_Insert = postgresql.Insert | sqlite.Insert
 
 ATTEMPTS = 4
 """Tries of one client's transaction: with the pauses below about 3 s, longer than a restart of a
@@ -69,12 +74,23 @@ def canonical_json(document: AnyPattern) -> str:
     Raises:
         InputError: a text in the document holds a NUL, which PostgreSQL cannot store.
     """
+    plain = document.model_dump(mode="json")
+    text = _dump(plain)
+    if not _SUSPECT.search(text):
+        return text
     try:
-        plain = _plain(document.model_dump(mode="json"))
+        return _dump(_plain(plain))
     except ValueError as error:
         raise InputError(
             f"{document.type} pattern of client {document.client_id!r}: {error}"
         ) from None
+
+
+# What a walk through all values must look into; nearly no document has it.
+_SUSPECT = re.compile(r"-0\.0\b|\\u0000")
+
+
+def _dump(plain: object) -> str:
     return json.dumps(
         plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -110,12 +126,14 @@ class ClientResults:
         documents: The documents to store, by type; those found or none_found.
         outcomes: One per pattern type that was computed, failed ones too.
         input_fingerprint: What the documents were computed from.
+        forecasts: What its claims forecast, and earlier forecasts graded.
     """
 
     client_id: str
     documents: Mapping[PatternType, AnyPattern]
     outcomes: Sequence[Outcome]
     input_fingerprint: str
+    forecasts: ForecastChanges = field(default_factory=ForecastChanges)
 
 
 @dataclass(frozen=True)
@@ -432,8 +450,8 @@ def _store(connection: Connection, results: ClientResults, refresh: Refresh) -> 
             "confidence": document.confidence,
             "valid_until": valid_until,
         }
-        history = _insert(connection, conversion_pattern_history)
-        connection.execute(history.on_conflict_do_nothing(), row)
+        history = _append_statement(connection.dialect.name, conversion_pattern_history)
+        connection.execute(history, row)
         is_current = _upsert(connection, conversion_patterns, row, ())
         if is_current and isinstance(document, WhoPattern):
             _store_weights(connection, document, refresh.computed_at)
@@ -446,6 +464,12 @@ def _store(connection: Connection, results: ClientResults, refresh: Refresh) -> 
             "error": outcome.error,
         }
         _upsert(connection, pattern_outcomes, row, ("outcome", "reason", "error"))
+    store_forecasts(
+        connection,
+        results.forecasts,
+        code_version=refresh.code_version,
+        run_id=refresh.run_id,
+    )
 
 
 def _check_document(
@@ -468,28 +492,38 @@ def _upsert(
     The same: as of the same moment, by the same code from the same rows, and equal in the columns
     `told` besides. Returns whether it was written.
     """
-    statement = _insert(connection, table)
+    statement = _upsert_statement(connection.dialect.name, table, told)
+    done = connection.execute(statement, row, execution_options={"preserve_rowcount": True})
+    return done.rowcount > 0
+
+
+# Building a statement takes longer than running it; there are three, each for two databases.
+@cache
+def _upsert_statement(dialect: str, table: Table, told: tuple[str, ...]) -> _Insert:
+    statement = _insert(dialect, table)
     given = statement.excluded
+    names = [name for name in table.c.keys() if name not in ("client_id", "pattern_type")]  # noqa: SIM118 - columns, not keys, iterate
     differs = or_(
         *(
             table.c[name].is_distinct_from(given[name])
             for name in ("code_version", "input_fingerprint", *told)
         )
     )
-    statement = statement.on_conflict_do_update(
+    return statement.on_conflict_do_update(
         index_elements=["client_id", "pattern_type"],
-        set_={name: given[name] for name in row if name not in ("client_id", "pattern_type")},
+        set_={name: given[name] for name in names},
         where=or_(given.as_of > table.c.as_of, and_(given.as_of == table.c.as_of, differs)),
     )
-    done = connection.execute(statement, row, execution_options={"preserve_rowcount": True})
-    return done.rowcount > 0
 
 
-def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+@cache
+def _append_statement(dialect: str, table: Table) -> _Insert:
+    return _insert(dialect, table).on_conflict_do_nothing()
+
+
+def _insert(dialect: str, table: Table) -> _Insert:
     # Both have the same ON CONFLICT; SQLAlchemy keeps one class for each.
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def _store_weights(connection: Connection, document: WhoPattern, computed_at: datetime) -> None:

@@ -39,7 +39,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from conversion_assets.domain.health import Severity
-from conversion_assets.domain.terms import OutcomeKind, PatternType, SubscriptionStatus
+from conversion_assets.domain.terms import (
+    BOOKING_ACTION,
+    OutcomeKind,
+    PatternType,
+    SubscriptionStatus,
+)
 
 ID_LENGTH = 200
 """Longest id, characters. Two ids of 4-byte characters still fit one PostgreSQL index entry."""
@@ -182,6 +187,11 @@ def _sqlite_checks(
     return [CheckConstraint(text(sql), name=name).ddl_if(dialect="sqlite") for name, sql in checks]
 
 
+def _partial_index(name: str, column: str, condition: str) -> Index:
+    where = text(condition)
+    return Index(name, column, sqlite_where=where, postgresql_where=where)
+
+
 def _change_id() -> Column[Any]:
     # Filled by a default (PostgreSQL) or a trigger (SQLite) where the writer leaves it out.
     return Column("change_id", BigInteger, nullable=True)
@@ -250,6 +260,8 @@ leads = Table(
     _change_id(),
     PrimaryKeyConstraint("client_id", "id"),
     Index(None, "change_id"),
+    # Whether a client has a conversion at all is asked often, and must not scan its leads.
+    _partial_index("leads_converted_idx", "client_id", "converted_at IS NOT NULL"),
     _id_length("id"),
     *_sqlite_checks(
         times=("scored_at", "created_at", "converted_at", "updated_at", "deleted_at"),
@@ -283,6 +295,7 @@ activities = Table(
     ),
     Index(None, "client_id", "lead_id"),
     Index(None, "change_id"),
+    _partial_index("activities_booked_idx", "client_id", f"action = '{BOOKING_ACTION}'"),
     _id_length("id"),
     *_sqlite_checks(
         times=("occurred_at", "created_at"),
@@ -347,6 +360,48 @@ pattern_outcomes = Table(
     _one_of("outcome", OutcomeKind),
     *_sqlite_checks(times=("as_of", "computed_at")),
 )
+
+pattern_forecasts = Table(
+    "pattern_forecasts",
+    metadata,
+    # One row per claim and the moment it was made; graded once, when its window has matured.
+    Column("client_id", Text, ForeignKey("clients.id"), nullable=False),
+    _time("made_as_of", nullable=False),
+    # Hash of type, dimension and value: a value may be longer than an index entry.
+    Column("cell", Text, nullable=False),
+    Column("pattern_type", Text, nullable=False),
+    Column("dimension", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    *(
+        Column(name, Double, nullable=False)
+        for name in (
+            "rate", "rate_low", "rate_high", "strength", "lift", "lift_low", "lift_high",
+            "base_rate", "delay_days",
+        )
+    ),
+    Column("horizon_days", BigInteger, nullable=False),
+    _time("due_as_of", nullable=False),
+    Column("code_version", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    _time("graded_as_of"),
+    Column("n", BigInteger),
+    Column("k", BigInteger),
+    Column("expected", Double),
+    Column("variance", Double),
+    Column("base_k", BigInteger),
+    _flag("is_judged"),
+    _flag("is_inside"),
+    Column("brier", Double),
+    Column("brier_base", Double),
+    Column("log_against", Double),
+    PrimaryKeyConstraint("client_id", "made_as_of", "cell"),
+    _one_of("pattern_type", PatternType),
+    CheckConstraint("graded_as_of IS NULL OR graded_as_of >= due_as_of", name="graded_when_due"),
+    *_sqlite_checks(
+        times=("made_as_of", "due_as_of"), flags=("is_judged", "is_inside")
+    ),
+)  # fmt: skip
 
 row_deletions = Table(
     "row_deletions",

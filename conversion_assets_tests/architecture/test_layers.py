@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learning": {"evaluation", "detectors", "features", "stats", "domain"},
     "notebook": {"learning", "features", "domain"},
     "storage": {"scoring", "domain"},
-    "refresh": {"storage", "learning", "features", "domain"},
+    "refresh": {"storage", "learning", "evaluation", "features", "domain"},
     "alerts": {"domain"},
     "report": {"storage", "scoring", "domain"},
     "settings": {"domain"},
