@@ -104,6 +104,10 @@ def test_a_refused_login_does_not_show_the_password(postgresql_url):
 # -- migrations --------------------------------------------------------------------------------
 
 
+def _condition(index):
+    return {k: str(v) for k, v in index.get("dialect_options", {}).items() if k.endswith("_where")}
+
+
 def reflected(engine):
     """Everything the inspector knows of each table, in an order of its own."""
     inspector = inspect(engine)
@@ -123,7 +127,10 @@ def reflected(engine):
             "check": sorted(
                 (c["name"], c["sqltext"]) for c in inspector.get_check_constraints(name)
             ),
-            "index": sorted(map(repr, inspector.get_indexes(name))),
+            "index": sorted(
+                (i["name"], i["column_names"], i["unique"], str(_condition(i)))
+                for i in inspector.get_indexes(name)
+            ),
         }
     return found
 

@@ -311,6 +311,18 @@ def test_confidence_outside_of_its_range_is_refused(repository, engine):
         connection.execute(update(tables.conversion_patterns).values(confidence=1.01))
 
 
+@pytest.mark.parametrize("value", [r"a\u0000b", "-0.0", "x-0.0 y"])
+def test_texts_that_look_like_trouble_are_kept(value):
+    how = document(HOW, "a").model_copy(update={"first_touch": [estimate(value)]})
+    assert parse_document(HOW, canonical_json(how)) == how
+
+
+def test_minus_zero_is_zero():
+    reversed_ = estimate("x").model_copy(update={"interval": [-0.0, -0.05]})
+    how = document(HOW, "a").model_copy(update={"first_touch": [reversed_]})
+    assert '"interval":[0.0,-0.05]' in canonical_json(how)
+
+
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 share = st.floats(0, 1)

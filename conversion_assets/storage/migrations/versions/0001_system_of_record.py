@@ -57,6 +57,11 @@ def _primary_key(table, *columns):
     return sa.PrimaryKeyConstraint(*columns, name=op.f(f"{table}_pkey"))
 
 
+def _create_partial_index(name, table, condition):
+    where = sa.text(condition)
+    op.create_index(name, table, ["client_id"], sqlite_where=where, postgresql_where=where)
+
+
 def _create_sources(on_sqlite):
     op.create_table(
         "clients",
@@ -129,6 +134,7 @@ def _create_sources(on_sqlite):
         ),
     )
     op.create_index(op.f("leads_change_id_idx"), "leads", ["change_id"])
+    _create_partial_index("leads_converted_idx", "leads", "converted_at IS NOT NULL")
     op.create_table(
         "activities",
         sa.Column("id", sa.Text(), nullable=False),
@@ -164,6 +170,7 @@ def _create_sources(on_sqlite):
     )
     op.create_index(op.f("activities_client_id_lead_id_idx"), "activities", ["client_id", "lead_id"])
     op.create_index(op.f("activities_change_id_idx"), "activities", ["change_id"])
+    _create_partial_index("activities_booked_idx", "activities", "action = 'meeting_booked'")
 
 
 def _pattern_columns(on_sqlite, table):
