@@ -199,10 +199,13 @@ def _advise_gap(position: int, default: int, hazards: Estimates) -> dict[str, An
     lows = [days[e["value"]][0] for e in alike]
     # The open bin ends at its own beginning: nothing is known about how far it reaches.
     highs = [min(days[e["value"]][1], max(days[e["value"]][0], 15)) for e in alike]
+    if best is None:
+        # Days that nobody waited are not ruled out either; the default stands among them.
+        lows, highs = [*lows, default], [*highs, default]
     return {
         "position": position,
         "best_days": default if best is None else days[best["value"]][0],
-        "interval": [float(min(lows, default=default)), float(max(highs, default=default))],
+        "interval": [float(min(lows)), float(max(highs))],
         "is_default": best is None,
         "hazards": hazards,
     }
