@@ -25,6 +25,7 @@ _STATUS: dict[type[ConversionError], int] = {
 _COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("service", "Reach every configured service and say what is wrong."),
     "demo": ("demo", "Build a demonstration home and learn every client's patterns."),
+    "evaluate": ("evaluating", "Print how earlier claims did, and replay the last weeks."),
     "import": ("importing", "Import clients, leads and activities from files."),
     "learn": ("learning", "Learn the patterns of the chosen or all active clients."),
     "list": ("service", "List jobs, schedules and sensors with their state."),

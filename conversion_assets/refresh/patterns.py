@@ -95,7 +95,7 @@ def refresh_patterns(
     """
     started = time.perf_counter()
     repository = PatternRepository(engine)
-    clients = _read_pool(engine)
+    clients = read_pool(engine)
     members = set(clients.filter("pool_opt_in")["client_id"].to_list())
     known = set(clients["client_id"].to_list())
     wanted = sorted(set(client_ids) & known)
@@ -234,7 +234,7 @@ def _list_stored(results: ClientResults) -> list[StoredDocument]:
     ]
 
 
-def _read_pool(engine: Engine) -> pl.DataFrame:
+def read_pool(engine: Engine) -> pl.DataFrame:
     """Every client with whether its counts may be borrowed; a deleted client lends nothing."""
     return read_clients(engine).select(
         client_id="id",
