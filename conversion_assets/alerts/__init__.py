@@ -1,0 +1,1 @@
+"""Alerts: channels, and the delivery of the outbox to them."""
