@@ -20,6 +20,7 @@ How a change is found, whoever wrote it
 
 # ruff: noqa: S608 - names in queries are literals of this file; values pass `_literal` or are numbers
 import json
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ no faster."""
 
 KEYS_PER_QUERY = 20_000
 """Lead keys of one query, as one JSON parameter of about 1 MB."""
+
+_TRANSIENT_STATES = ("08", "40", "53", "57")
+"""Classes of SQLSTATE that pass: connection, rollback by a rival, resources, server restart."""
 
 _SQLITE_TIME = "%Y-%m-%dT%H:%M:%S%.6fZ"
 
@@ -273,7 +277,12 @@ def open_snapshot(engine: Engine) -> Iterator[SourceSnapshot]:
         return
     with reported_connection_errors(engine), read_transaction(engine) as connection:
         driver = connection.connection.driver_connection
-        yield SourceSnapshot(_SqliteReader(driver), is_postgresql=False)
+        try:
+            yield SourceSnapshot(_SqliteReader(driver), is_postgresql=False)
+        except sqlite3.OperationalError as error:
+            raise UnreachableError(describe_failure(engine, error)) from None
+        except sqlite3.Error as error:
+            raise InputError(describe_failure(engine, error)) from None
 
 
 def read_clients(engine: Engine, client_ids: Sequence[str] | None = None) -> pl.DataFrame:
@@ -391,7 +400,10 @@ def _adbc_reader(engine: Engine) -> Iterator["_AdbcReader"]:
         with dbapi.connect(conninfo) as connection:
             yield _AdbcReader(connection)
     except Error as error:
-        raise UnreachableError(describe_failure(engine, error)) from None
+        # A server that answered with any other state would refuse again.
+        is_transient = (error.sqlstate or "08")[:2] in _TRANSIENT_STATES
+        kind = UnreachableError if is_transient else InputError
+        raise kind(describe_failure(engine, error)) from None
 
 
 class _AdbcReader:

@@ -321,7 +321,6 @@ def test_active_clients(engine):
 def test_a_value_of_another_type_is_named(sqlite_url):
     engine = create_database_engine(sqlite_url)
     add_clients(engine, "a")
-    write(engine, "PRAGMA ignore_check_constraints = ON")
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
         connection.exec_driver_sql(
@@ -343,3 +342,11 @@ def test_an_unreachable_database_is_one_line_without_the_password(postgresql_url
             read_changes(engine, "leads", None)
         assert password not in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_database_without_tables_is_one_line(empty_database_url):
+    engine = create_database_engine(empty_database_url)
+    with pytest.raises(InputError, match=r"^database .*(change_counter|leads)") as error:
+        read_changes(engine, "leads", None)
+    assert "\n" not in str(error.value)
+    engine.dispose()
