@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.config import HealthConfig, LearningConfig
 from conversion_assets.domain.errors import InputError
 
 LEARNING_PREFIX = "CONVERSION_LEARNING_"
 """`CONVERSION_LEARNING_WINDOW_DAYS=180` sets `LearningConfig.window_days`."""
+HEALTH_PREFIX = "CONVERSION_HEALTH_"
+"""`CONVERSION_HEALTH_ALERT_SEVERITY=medium` sets `HealthConfig.alert_severity`."""
 
 
 def _absolute(path: Path) -> Path:
@@ -90,6 +92,10 @@ class Settings(BaseSettings):
     learning: LearningConfig = Field(
         default_factory=LearningConfig, validation_alias="CONVERSION_LEARNING"
     )
+    health: HealthConfig = Field(default_factory=HealthConfig, validation_alias="CONVERSION_HEALTH")
+    ui_url: Annotated[str, Field(pattern=r"^https?://[^\s<>|]+$")] = Field(
+        default="http://127.0.0.1:3000", validation_alias="CONVERSION_UI_URL"
+    )
 
     @property
     def database_url(self) -> SecretStr:
@@ -126,14 +132,19 @@ class Settings(BaseSettings):
     @classmethod
     def from_environment(cls) -> Self:
         """Read the process environment; a validation error names the variable."""
-        return cls.model_validate({"CONVERSION_LEARNING": _learning_overrides()})
+        return cls.model_validate(
+            {
+                "CONVERSION_LEARNING": _overrides(LEARNING_PREFIX),
+                "CONVERSION_HEALTH": _overrides(HEALTH_PREFIX),
+            }
+        )
 
 
-def _learning_overrides() -> dict[str, str]:
+def _overrides(prefix: str) -> dict[str, str]:
     return {
-        name.removeprefix(LEARNING_PREFIX).lower(): value
+        name.removeprefix(prefix).lower(): value
         for name, value in os.environ.items()
-        if name.startswith(LEARNING_PREFIX) and value
+        if name.startswith(prefix) and value
     }
 
 
@@ -159,7 +170,7 @@ def _variable(location: tuple[int | str, ...]) -> str:
 def _reason(error: object) -> str:
     assert isinstance(error, dict)  # noqa: S101 - pydantic's ErrorDetails
     if error["type"] == "extra_forbidden":
-        return "there is no such setting; see LearningConfig for the names"
+        return "there is no such setting; see LearningConfig and HealthConfig for the names"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

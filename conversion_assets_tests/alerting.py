@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from conversion_assets.alerts.channels import SENT, Attempt, Result
 from conversion_assets.alerts.delivery import Delivery
 from conversion_assets.domain.alerts import AlertKind, AlertLine, AlertMessage
-from conversion_assets.domain.health import HealthRule, Severity, make_finding_id
-from conversion_assets.domain.terms import PatternType
+from conversion_assets.domain.health import make_finding_id
+from conversion_assets.domain.terms import HealthRule, PatternType, Severity
 
 START = datetime(2026, 3, 1, 6, tzinfo=UTC)
 

@@ -18,7 +18,7 @@ from conversion_assets.alerts.channels import (
 )
 from conversion_assets.alerts.wording import LinkMaker, word_message
 from conversion_assets.domain.alerts import AlertKind, AlertMessage
-from conversion_assets.domain.health import Severity
+from conversion_assets.domain.terms import Severity
 
 _REVOKED = (401, 403, 404, 410)
 _TEXT_LIMIT = 8000

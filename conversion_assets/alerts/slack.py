@@ -17,7 +17,7 @@ from conversion_assets.alerts.channels import (
 )
 from conversion_assets.alerts.wording import LinkMaker, word_message
 from conversion_assets.domain.alerts import AlertKind, AlertLine, AlertMessage, group_by_rule
-from conversion_assets.domain.health import Severity
+from conversion_assets.domain.terms import Severity
 
 BLOCK_LIMIT = 50
 """Blocks Slack takes in one message."""

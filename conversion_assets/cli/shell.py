@@ -23,9 +23,12 @@ _STATUS: dict[type[ConversionError], int] = {
 
 # Command, module and the line for --help: the module is imported when the command runs.
 _COMMANDS: dict[str, tuple[str, str]] = {
+    "alerts": ("health", "List findings, acknowledge them, try the alert channels."),
     "check": ("service", "Reach every configured service and say what is wrong."),
     "demo": ("demo", "Build a demonstration home and learn every client's patterns."),
     "evaluate": ("evaluating", "Print how earlier claims did, and replay the last weeks."),
+    "health": ("health", "Check the patterns of the chosen or all active clients."),
+    "heartbeat": ("health", "Say whether the machinery lives, for a monitor outside."),
     "import": ("importing", "Import clients, leads and activities from files."),
     "learn": ("learning", "Learn the patterns of the chosen or all active clients."),
     "list": ("service", "List jobs, schedules and sensors with their state."),

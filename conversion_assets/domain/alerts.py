@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from conversion_assets.domain.health import HealthRule, Severity
-from conversion_assets.domain.terms import PatternType
+from conversion_assets.domain.terms import HealthRule, PatternType, Severity
 
 
 class AlertKind(StrEnum):

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from conversion_assets.domain.terms import Severity
+
 
 class LearningConfig(BaseModel):
     """Thresholds of detection. The defaults are the specification's; all are per refresh.
@@ -37,3 +39,35 @@ class LearningConfig(BaseModel):
     )
     bootstrap_replicates: int = Field(400, ge=50, description="Replicates of the AUC bootstrap")
     seed: int = Field(20260101, ge=0, description="Seed of the bootstrap's counter-based stream")
+
+
+class HealthConfig(BaseModel):
+    """Thresholds of health and of its alerts; the defaults are the specification's.
+
+    Example:
+        >>> HealthConfig(stale_after_days=30).stale_after_days
+        30
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expires_soon_days: float = Field(3, ge=0, description="Valid for fewer days: expires soon")
+    minimum_sample: int = Field(30, ge=0, description="Resolved leads below: low sample")
+    minimum_confidence: float = Field(0.5, ge=0, le=1, description="Below: low confidence")
+    highest_weight: float = Field(0.45, gt=0, le=1, description="A WHO weight above is extreme")
+    lowest_weight: float = Field(0.08, ge=0, lt=1, description="A WHO weight below is extreme")
+    missing_from_conversions: int = Field(
+        10, ge=1, description="A client with so many conversions should have every pattern"
+    )
+    # Learning is weekly: a client without news since the last time learns nothing new.
+    stale_after_days: float = Field(7, gt=0, description="No lead or activity for so long: stale")
+    excluded_share: float = Field(
+        0.2, gt=0, le=1, description="Share of a client's activities left out for defects"
+    )
+    alert_severity: Severity = Field(
+        Severity.HIGH, description="Findings of this severity or worse alert somebody"
+    )
+    renotify_days: float = Field(7, gt=0, description="An open finding is told again after so long")
+    digest_clients: int = Field(
+        20, ge=1, description="More clients at once are told in one digest instead of one by one"
+    )

@@ -8,82 +8,23 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
 
+from conversion_assets.domain.config import HealthConfig
 from conversion_assets.domain.terms import (
     SCORE_COMPONENTS,
     WEIGHT_BOUNDS,
     WEIGHT_SUM,
+    HealthRule,
     OutcomeKind,
     PatternType,
+    Severity,
 )
 
 WEIGHT_TOLERANCE = 1e-6
 """How far weights may miss their sum or bounds: far above rounding, far below any effect."""
-
-
-class Severity(StrEnum):
-    """High alerts somebody; medium is listed and shown."""
-
-    HIGH = "high"
-    MEDIUM = "medium"
-
-
-class HealthRule(StrEnum):
-    """What a finding says; each has a page in docs/runbooks."""
-
-    EXPIRED = "expired"
-    EXPIRES_SOON = "expires_soon"
-    LOW_SAMPLE = "low_sample"
-    LOW_CONFIDENCE = "low_confidence"
-    EXTREME_WEIGHT = "extreme_weight"
-    INVALID_WEIGHTS = "invalid_weights"
-    INVALID_DOCUMENT = "invalid_document"
-    MISSING_PATTERN = "missing_pattern"
-    FAILED = "failed"
-    NO_RESULT = "no_result"
-    EXCLUDED_ROWS = "excluded_rows"
-    STALE_SOURCE = "stale_source"
-
-
-CLIENT_RULES = frozenset({HealthRule.EXCLUDED_ROWS, HealthRule.STALE_SOURCE})
-"""Rules about a client's rows, which concern all four patterns: their findings have no type."""
-
-
-class HealthConfig(BaseModel):
-    """Thresholds of health and of its alerts; the defaults are the specification's.
-
-    Example:
-        >>> HealthConfig(stale_after_days=30).stale_after_days
-        30
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    expires_soon_days: float = Field(3, ge=0, description="Valid for fewer days: expires soon")
-    minimum_sample: int = Field(30, ge=0, description="Resolved leads below: low sample")
-    minimum_confidence: float = Field(0.5, ge=0, le=1, description="Below: low confidence")
-    highest_weight: float = Field(0.45, gt=0, le=1, description="A WHO weight above is extreme")
-    lowest_weight: float = Field(0.08, ge=0, lt=1, description="A WHO weight below is extreme")
-    missing_from_conversions: int = Field(
-        10, ge=1, description="A client with so many conversions should have every pattern"
-    )
-    # Learning is weekly: a client without news since the last time learns nothing new.
-    stale_after_days: float = Field(7, gt=0, description="No lead or activity for so long: stale")
-    excluded_share: float = Field(
-        0.2, gt=0, le=1, description="Share of a client's activities left out for defects"
-    )
-    alert_severity: Severity = Field(
-        Severity.HIGH, description="Findings of this severity or worse alert somebody"
-    )
-    renotify_days: float = Field(7, gt=0, description="An open finding is told again after so long")
-    digest_clients: int = Field(
-        20, ge=1, description="More clients at once are told in one digest instead of one by one"
-    )
 
 
 @dataclass(frozen=True)
@@ -320,7 +261,7 @@ def _find_invalid(inputs: HealthInputs, _now: datetime, _config: HealthConfig) -
     wrong = inputs.patterns.with_columns(total=total).filter(
         ((pl.col("total") - WEIGHT_SUM).abs() > WEIGHT_TOLERANCE) | is_out
     )
-    shown = [w.round(3) for w in weights]
+    shown = [w.round(3).cast(pl.String).fill_null("none") for w in weights]
     unusable = _state(
         wrong,
         HealthRule.INVALID_WEIGHTS,
@@ -328,7 +269,7 @@ def _find_invalid(inputs: HealthInputs, _now: datetime, _config: HealthConfig) -
         pl.format(
             "weights {}, {}, {}, {} sum to {}; they must sum to {} within [{}, {}]",
             *shown,
-            pl.col("total").round(3),
+            pl.col("total").round(3).cast(pl.String).fill_null("nothing"),
             WEIGHT_SUM,
             low,
             high,
@@ -355,7 +296,8 @@ def _find_absent(inputs: HealthInputs, _now: datetime, config: HealthConfig) -> 
         .join(inputs.outcomes, on=key, how="left")
     )
     is_absent = pl.col("is_stored").is_null()
-    why = pl.coalesce("error", "reason", pl.lit("no learning run has looked at it"))
+    stated = pl.col("reason").replace("", None)
+    why = pl.coalesce("error", stated, pl.lit("no reason is recorded"))
     missing = _state(
         expected.filter(is_absent, pl.col("conversions") >= config.missing_from_conversions),
         HealthRule.MISSING_PATTERN,

@@ -29,6 +29,30 @@ class Verdict(StrEnum):
     NO_EVIDENCE = "no_evidence"
 
 
+class Severity(StrEnum):
+    """High alerts somebody; medium is listed and shown."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+
+
+class HealthRule(StrEnum):
+    """What a finding says; each has a page in docs/runbooks."""
+
+    EXPIRED = "expired"
+    EXPIRES_SOON = "expires_soon"
+    LOW_SAMPLE = "low_sample"
+    LOW_CONFIDENCE = "low_confidence"
+    EXTREME_WEIGHT = "extreme_weight"
+    INVALID_WEIGHTS = "invalid_weights"
+    INVALID_DOCUMENT = "invalid_document"
+    MISSING_PATTERN = "missing_pattern"
+    FAILED = "failed"
+    NO_RESULT = "no_result"
+    EXCLUDED_ROWS = "excluded_rows"
+    STALE_SOURCE = "stale_source"
+
+
 class Unit(StrEnum):
     """What a sample counts."""
 

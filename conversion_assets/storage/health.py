@@ -15,15 +15,14 @@ from sqlalchemy import Connection, Engine, Row, case, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from conversion_assets.domain.alerts import AlertKind, AlertLine, AlertMessage, compose_messages
+from conversion_assets.domain.config import HealthConfig
 from conversion_assets.domain.errors import InputError, NotFoundError
 from conversion_assets.domain.health import (
     CLIENT_SCHEMA,
     OUTCOME_SCHEMA,
     PATTERN_SCHEMA,
-    HealthConfig,
     HealthFinding,
     HealthInputs,
-    Severity,
 )
 from conversion_assets.domain.patterns import DOCUMENTS
 from conversion_assets.domain.terms import (
@@ -31,6 +30,7 @@ from conversion_assets.domain.terms import (
     SCORE_COMPONENTS,
     LeadStatus,
     PatternType,
+    Severity,
 )
 from conversion_assets.storage.database import reported_connection_errors, write_transaction
 from conversion_assets.storage.sources import open_snapshot

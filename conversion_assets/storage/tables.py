@@ -38,11 +38,11 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-from conversion_assets.domain.health import Severity
 from conversion_assets.domain.terms import (
     BOOKING_ACTION,
     OutcomeKind,
     PatternType,
+    Severity,
     SubscriptionStatus,
 )
 

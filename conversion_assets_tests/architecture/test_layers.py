@@ -25,13 +25,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"storage", "scoring", "domain"},
     "settings": {"domain"},
     "partitions": {"domain"},
-    "resources": {"refresh", "storage", "alerts", "settings", "domain"},
+    "resources": {"refresh", "storage", "alerts", "settings", "partitions", "domain"},
     "orchestration": {"partitions", "settings", "report", "domain"},
     "assets": {
         "resources", "refresh", "orchestration", "partitions", "learning", "evaluation",
         "detectors", "features", "scoring", "report", "domain",
     },
-    "checks": {"assets", "resources", "domain"},
+    "checks": {"assets", "resources", "refresh", "orchestration", "domain"},
     "jobs": {"assets", "checks", "partitions", "domain"},
     "schedules": {"jobs", "assets", "resources", "partitions", "orchestration", "domain"},
     "sensors": {"jobs", "assets", "resources", "partitions", "orchestration", "domain"},
@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "definitions", "orchestration", "partitions", "resources", "refresh", "storage",
-        "scoring", "settings", "synthetic", "learning", "features", "report", "domain",
+        "alerts", "scoring", "settings", "synthetic", "learning", "features", "report", "domain",
     },
     "__init__": {"notebook"},
 }  # fmt: skip

@@ -7,11 +7,11 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conversion_assets.domain.config import HealthConfig
 from conversion_assets.domain.health import (
     CLIENT_SCHEMA,
     OUTCOME_SCHEMA,
     PATTERN_SCHEMA,
-    HealthConfig,
     HealthInputs,
     find_problems,
     make_finding_id,
@@ -135,6 +135,11 @@ def test_missing_from_ten_conversions_on():
     found = check([client(conversions=10)], stored, few)
     assert rules(found) == {("who", "missing_pattern", "", "medium")}
     assert "9 resolved leads" in found[0].message
+
+
+def test_a_weight_that_is_missing_does_not_break_the_message():
+    found = check(patterns=who(data_quality=0.6, timing=None))
+    assert all(one.message for one in found)
 
 
 def test_a_failure_is_found_though_an_older_pattern_is_valid():
