@@ -1,0 +1,85 @@
+"""The acceptance marks at sizes a CI machine bears; `python -m ...recovery --full` has the rest.
+
+A share measured on few clients may miss a mark by chance: such a test fails when the share is not
+compatible with the mark (binomial, one in a thousand). Marks that are not met are named as such.
+"""
+
+import pytest
+
+from conversion_assets_tests.recovery import marks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def mixed() -> dict[str, marks.Mark]:
+    return {mark.name: mark for mark in marks.measure_mixed(24, 700)}
+
+
+@pytest.fixture(scope="module")
+def null() -> dict[str, marks.Mark]:
+    return {mark.name: mark for mark in marks.measure_null(40, 400)}
+
+
+def test_without_signal_hardly_a_client_hears_act(null):
+    mark = null["null clients that hear act"]
+    assert mark.n == 40
+    assert marks.is_plausible(mark), mark
+
+
+def test_false_discoveries_among_acts(mixed):
+    mark = mixed["false discoveries among acts"]
+    assert mark.n >= 10
+    assert marks.is_plausible(mark), mark
+
+
+@pytest.mark.parametrize("size", ["n < 50", "n > 1,000"])
+def test_shrunk_rates_err_less_than_raw_ones(mixed, size):
+    mark = mixed[f"error of shrunk over raw rates, {size}"]
+    assert mark.passed, mark
+
+
+def test_intervals_of_the_lift_cover_at_least_what_they_say(mixed, null):
+    """88 % is held; the upper end of mark 2 is not: see the test below."""
+    for found, name in ((mixed, "mixed"), (null, "no signal")):
+        assert found[f"90 % intervals of the lift cover, {name}"].value >= 0.88
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="mark 2: most cells truly have no effect and their intervals hold 1 nearly always",
+)
+def test_intervals_of_the_lift_cover_no_more_than_they_say(mixed):
+    assert mixed["90 % intervals of the lift cover, mixed"].passed
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="mark 2: rates adjusted within small strata take the strata's base rate as known",
+)
+@pytest.mark.parametrize(
+    "dimension", ["channel_by_tier", "optimal_gaps", "optimal_length", "multi_channel"]
+)
+def test_intervals_of_adjusted_rates_cover(mixed, dimension):
+    detail = mixed["90 % intervals of the rate cover, mixed"].detail
+    assert float(detail[dimension].split()[0]) >= 0.88
+
+
+def test_less_data_means_wider_intervals():
+    (mark,) = marks.measure_weak_signal((500, 2000), clients=2)
+    assert mark.passed, mark
+
+
+def test_the_best_hour_in_four_zones():
+    (mark,) = marks.measure_best_hour(3000, zones=marks.TWELVE_ZONES[:4])
+    assert mark.passed, mark
+
+
+def test_reversals_are_flagged_and_others_left_alone():
+    found = marks.measure_reversals(1, 10_000)
+    assert all(mark.passed for mark in found), found
+
+
+def test_planted_effects_are_found():
+    found = marks.measure_planted(1, 10_000)
+    assert all(marks.is_plausible(mark) for mark in found), found
