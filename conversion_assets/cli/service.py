@@ -1,5 +1,6 @@
 """Commands about the installation: migrate, check, list, ui."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ _DEFAULT_PORT = 3000
 _START_TIMEOUT_S = 180.0
 # Dagster waits up to 60 s for each of its two services; nearly always it is 2 s.
 _STOP_TIMEOUT_S = 130.0
+# A run in progress notes that it was interrupted; that takes it a moment.
+_GROUP_TIMEOUT_S = 15.0
 _PORTS = {"https": 443, "http": 80, "smtp": 25, "smtps": 465}
 
 
@@ -246,8 +249,23 @@ def _answers(url: str) -> bool:
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> None:
+    """Wait for the services and whatever they started; all are in the child's own group."""
     try:
         child.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         say("Dagster does not stop; killing it")
         child.kill()
+        child.wait()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _GROUP_TIMEOUT_S
+        while _signal_group(child.pid, number) and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Signal what is left of a process group; False when nothing is."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True

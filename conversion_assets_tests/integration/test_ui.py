@@ -5,7 +5,6 @@ With SCREENSHOTS=docs/images in the environment the pictures of the documentatio
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -158,7 +157,7 @@ def test_one_client_is_materialized_from_the_ui(page, url, environment, monkeypa
     with opened(environment, monkeypatch) as instance:
         before = instance.get_runs_count()
         open_partition(page, url, "demo-bluegum")
-        page.get_by_role("button", name=re.compile("^Materialize")).first.click()
+        page.get_by_role("button", name="Materialize").first.click()
         page.get_by_role("button", name="Launch 1 run").click()
         run = wait_for_run(instance, before + 1)
         assert run.status is DagsterRunStatus.SUCCESS
@@ -171,9 +170,9 @@ def test_all_clients_are_materialized_from_the_ui_in_one_run(page, url, environm
     with opened(environment, monkeypatch) as instance:
         before = instance.get_runs_count()
         open_partition(page, url, "demo-bluegum")
-        page.get_by_role("button", name=re.compile("^Materialize")).first.click()
+        page.get_by_role("button", name="Materialize").first.click()
         page.get_by_role("button", name="All", exact=True).click()
-        page.get_by_role("button", name=re.compile("^Launch")).click()
+        page.get_by_role("button", name="Launch").click()
         run = wait_for_run(instance, before + 1)
         assert run.status is DagsterRunStatus.SUCCESS
         assert count_materializations(instance, "demo-cascade") == 2
