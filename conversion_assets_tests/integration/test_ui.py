@@ -142,7 +142,7 @@ def count_materializations(instance, partition):
 
 
 def test_the_graph_is_shown(page, url):
-    page.set_viewport_size({"width": 1500, "height": 1150})
+    page.set_viewport_size({"width": 1500, "height": 1300})
     page.goto(f"{url}/asset-groups")
     expect(page.get_by_text("patterns").last).to_be_visible()
     page.wait_for_timeout(3000)
@@ -207,7 +207,7 @@ def test_a_materialization_shows_evidence_findings_and_a_plot(page, url):
     assert plot.evaluate("image => image.naturalWidth") > 300
     expect(page.get_by_role("cell", name="act", exact=True).first).to_be_visible()
     page.get_by_text("Hide navigation").click()
-    take_picture(page, "pattern-materialization.png")
+    take_picture(page, "pattern.png")
 
 
 def test_the_ui_shows_no_secret(page, url):
