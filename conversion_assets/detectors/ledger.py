@@ -154,7 +154,7 @@ def _test(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     client = cells["client"].to_numpy().astype(np.int64)
     first, again = np.ones(cells.height), np.ones(cells.height)
     first[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
-    lasting = compute_always_valid_p(k, *moments[:2])
+    lasting = compute_always_valid_p(k, *moments)
     again[tested] = adjust_benjamini_hochberg(lasting[tested], client[tested])
     q = np.where(cells["is_repeated"].to_numpy(), np.maximum(first, again), first)
     return cells.with_columns(p_value=p, is_tested=tested, q_value=q).with_columns(

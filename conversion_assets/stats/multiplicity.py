@@ -50,18 +50,39 @@ def compute_tail_probabilities(
         >>> bool(upper[0] < 0.05 < lower[0])
         True
     """
-    free = (variance > 0) & (expected > 0)
+    shifted, trials, success = match_shifted_binomial(k, expected, variance, third)
+    upper = _sum_from(shifted, trials, success)
+    # The lower tail of a count is the upper one of the failures; 1 - upper would lose its digits.
+    lower = _sum_from(trials - shifted, trials, 1.0 - success)
+    free, ones = has_freedom(expected, variance), np.ones_like(trials)
+    return np.where(free, upper, ones), np.where(free, lower, ones)
+
+
+def has_freedom(expected: Floats, variance: Floats) -> NDArray[np.bool_]:
+    """Cells whose count could have been another one under the null, shape (cells,)."""
+    return np.asarray((variance > 0) & (expected > 0), dtype=np.bool_)
+
+
+def match_shifted_binomial(
+    k: Floats, expected: Floats, variance: Floats, third: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Counts less their shift, trials and success of the binomials with these three moments.
+
+    Shapes as in `compute_tail_probabilities`, where the source is named; any finite numbers come
+    back for cells without freedom.
+
+    Example:
+        >>> k, mean, variance, third = (np.array([x]) for x in (5.0, 4.0, 2.0, 0.0))
+        >>> [x.round(3).tolist() for x in match_shifted_binomial(k, mean, variance, third)]
+        [[5.0], [8.0], [0.5]]
+    """
+    free = has_freedom(expected, variance)
     spread = np.where(free, variance, 1.0)
     # A sum of Bernoulli variables has |third| <= variance, so this is a probability. Below 1e-9
     # the binomial is a Poisson to double precision.
     success = np.clip((1.0 - np.where(free, third, 0.0) / spread) / 2.0, 1e-9, 1.0 - 1e-9)
     trials = spread / (success * (1.0 - success))
-    shifted = k - (expected - trials * success)
-    upper = _sum_from(shifted, trials, success)
-    # The lower tail of a count is the upper one of the failures; 1 - upper would lose its digits.
-    lower = _sum_from(trials - shifted, trials, 1.0 - success)
-    ones = np.ones_like(spread)
-    return np.where(free, upper, ones), np.where(free, lower, ones)
+    return k - (expected - trials * success), trials, success
 
 
 def _sum_from(k: Floats, trials: Floats, success: Floats) -> Floats:
