@@ -24,10 +24,9 @@ from conversion_assets.storage.database import (
     read_transaction,
     reported_connection_errors,
     require_current_schema,
-    write_transaction,
 )
 from conversion_assets.storage.quarantine import write_quarantine
-from conversion_assets.storage.upsert import upsert_rows
+from conversion_assets.storage.upsert import checked_write_transaction, upsert_rows
 
 Progress = Callable[[str, int, int], None]
 """Told after each batch: table, rows stored so far, rows to store."""
@@ -210,7 +209,7 @@ def _import(
 
 
 def _transaction(engine: Engine, dry_run: bool) -> AbstractContextManager[Connection]:
-    return read_transaction(engine) if dry_run else write_transaction(engine)
+    return read_transaction(engine) if dry_run else checked_write_transaction(engine)
 
 
 def _with_moment(table: str, rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:

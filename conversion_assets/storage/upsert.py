@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Column, Connection, Table, case, false, func, or_, select, text
+from sqlalchemy import Column, Connection, Engine, Table, case, false, func, or_, select, text
 from sqlalchemy import column as sql_column
 from sqlalchemy import table as sql_table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,6 +13,7 @@ from sqlalchemy.sql import ColumnElement
 
 from conversion_assets.domain.contracts import CONTRACTS, KEPT_COLUMNS, KEYS
 from conversion_assets.storage import tables
+from conversion_assets.storage.database import write_transaction
 
 BATCH_ROWS = 50_000
 """Rows handed to the database at once: Python objects of one batch take about 60 MB, and the
@@ -54,13 +55,34 @@ def upsert_rows(
     target = tables.metadata.tables[table]
     names = [*CONTRACTS[table].column_names(), "change_id"]
     # In the order of the key the database appends to its index instead of jumping about in it.
-    ordered = rows.sort(KEYS[table]).with_columns(
-        pl.lit(change_id, dtype=pl.Int64).alias("change_id")
-    )
+    key = [name for name in KEYS[table] if rows[name].n_unique() > 1] or ["id"]
+    ordered = rows.sort(key).with_columns(pl.lit(change_id, dtype=pl.Int64).alias("change_id"))
     batches = _report(ordered.select(names).iter_slices(BATCH_ROWS), table, rows.height, progress)
     if connection.dialect.name == "postgresql":
         return _upsert_postgresql(connection, target, names, batches, provided)
     return _upsert_sqlite(connection, target, names, batches, provided)
+
+
+@contextmanager
+def checked_write_transaction(engine: Engine) -> Iterator[Connection]:
+    """`database.write_transaction` for a caller that checks all references itself, in bulk.
+
+    SQLite then does not look up the parent of every row once more. The transaction holds the only
+    write lock, so what the caller found stays true until it commits.
+    """
+    if engine.dialect.name != "sqlite":
+        with write_transaction(engine) as connection:
+            yield connection
+        return
+    with engine.connect().execution_options(sqlite_begin="IMMEDIATE") as connection:
+        driver: Any = connection.connection.driver_connection
+        # Inside a transaction SQLite ignores this setting.
+        driver.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            driver.execute("PRAGMA foreign_keys = ON")
 
 
 def _report(

@@ -424,6 +424,17 @@ def test_indexes_and_triggers_stand_again_after_the_first_fill(sqlite_url, tmp_p
     assert schema() == before
 
 
+def test_foreign_keys_are_checked_again_after_an_import(sqlite_url, tmp_path):
+    engine = create_database_engine(sqlite_url)
+    load(engine, tmp_path, clients=CLIENTS)
+    with pytest.raises(InputError):
+        import_frames(engine, leads=pl.DataFrame({"id": ["1"]}), quarantine_dir=tmp_path)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -2000
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
