@@ -5,22 +5,28 @@ from dagster import Definitions, in_process_executor
 from conversion_assets.assets.features import features
 from conversion_assets.assets.patterns import patterns
 from conversion_assets.assets.sources import SOURCES
+from conversion_assets.checks.health import pattern_health
 from conversion_assets.jobs import JOBS
+from conversion_assets.resources.alerts import AlertsResource
 from conversion_assets.resources.database import DatabaseResource
 from conversion_assets.resources.features import FeatureStoreResource
 from conversion_assets.resources.settings import SettingsResource
+from conversion_assets.schedules import SCHEDULES
+from conversion_assets.sensors import SENSORS
 
 SETTINGS = SettingsResource()
 
 defs = Definitions(
     assets=[*SOURCES, features, patterns],
+    asset_checks=[pattern_health],
     jobs=JOBS,
-    schedules=[],
-    sensors=[],
+    schedules=SCHEDULES,
+    sensors=SENSORS,
     resources={
         "settings": SETTINGS,
         "database": DatabaseResource(settings=SETTINGS),
         "features": FeatureStoreResource(settings=SETTINGS),
+        "alerts": AlertsResource(settings=SETTINGS),
     },
     # A process per step costs seconds for each of a handful of steps and gains nothing.
     executor=in_process_executor,

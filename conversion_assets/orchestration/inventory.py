@@ -41,6 +41,12 @@ def list_definitions(
     }
 
 
+def is_running(instance: DagsterInstance, schedule: str, *, default: bool) -> bool:
+    """Return whether a schedule is switched on: by somebody's choice, else as the code says."""
+    state = _state(instance, schedule, InstigatorType.SCHEDULE)
+    return default if state is None else state == "RUNNING"
+
+
 def _state(instance: DagsterInstance, name: str, kind: InstigatorType) -> str | None:
     for state in instance.all_instigator_state(instigator_type=kind):
         if state.instigator_name == name and state.status.value != "DECLARED_IN_CODE":

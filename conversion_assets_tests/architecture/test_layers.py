@@ -34,7 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"assets", "resources", "refresh", "orchestration", "domain"},
     "jobs": {"assets", "checks", "partitions", "domain"},
     "schedules": {"jobs", "assets", "resources", "partitions", "orchestration", "domain"},
-    "sensors": {"jobs", "assets", "resources", "partitions", "orchestration", "domain"},
+    "sensors": {
+        "schedules", "jobs", "assets", "resources", "refresh", "partitions", "orchestration",
+        "domain",
+    },
     "definitions": {
         "assets", "checks", "jobs", "schedules", "sensors", "resources", "partitions",
         "orchestration",

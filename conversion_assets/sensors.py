@@ -1,0 +1,150 @@
+"""What is watched: clients that come, rows that change, alerts that wait, things that fail."""
+
+from datetime import UTC, datetime
+
+from dagster import (
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+
+from conversion_assets.jobs import LEARN_PATTERNS
+from conversion_assets.orchestration.inventory import is_running
+from conversion_assets.orchestration.launches import (
+    find_missed_time,
+    is_learning,
+    list_failed_runs,
+    name_run,
+    request_learning,
+)
+from conversion_assets.partitions import sync_partitions
+from conversion_assets.refresh.changes import ChangeCursor, find_changed_clients
+from conversion_assets.resources.alerts import AlertsResource
+from conversion_assets.resources.database import DatabaseResource
+from conversion_assets.schedules import SCHEDULES
+
+RUNNING = DefaultSensorStatus.RUNNING
+MANY_FAILURES = 5
+"""More failed runs in one tick have one cause, and are told in one notice."""
+
+
+@sensor(
+    name="client_partitions",
+    minimum_interval_seconds=60,
+    default_status=RUNNING,
+    description="Gives every active client a partition. Keys are never deleted.",
+)
+def client_partitions(context: SensorEvaluationContext, database: DatabaseResource) -> SkipReason:
+    """Add partitions of clients that became active."""
+    added = sync_partitions(context.instance, database.list_active_clients())
+    return SkipReason(f"{len(added):,} partitions added")
+
+
+@sensor(
+    name="changed_clients",
+    job=LEARN_PATTERNS,
+    minimum_interval_seconds=3600,
+    default_status=RUNNING,
+    description="Learns those clients again whose leads or activities changed enough.",
+)
+def changed_clients(context: SensorEvaluationContext, database: DatabaseResource) -> SensorResult:
+    """Request one run over the changed clients: a covering range, and their list."""
+    chosen, cursor = find_changed_clients(database.engine(), context.cursor)
+    if not chosen:
+        return SensorResult(cursor=cursor.dump(), skip_reason=SkipReason("too little changed"))
+    if is_learning(context.instance, LEARN_PATTERNS.name):
+        waits = SkipReason(f"{len(chosen):,} clients wait for the run that is at work")
+        return SensorResult(cursor=cursor.dump(), skip_reason=waits)
+    rest = {client: rows for client, rows in cursor.pending.items() if client not in set(chosen)}
+    key = name_run("changed", str(cursor.watermark), chosen)
+    return SensorResult(
+        run_requests=[request_learning(context.instance, chosen, key)],
+        cursor=ChangeCursor(cursor.watermark, rest).dump(),
+    )
+
+
+@sensor(
+    name="alert_delivery",
+    minimum_interval_seconds=30,
+    default_status=RUNNING,
+    description="Sends the alerts that wait in the outbox, one a second per channel.",
+)
+def alert_delivery(database: DatabaseResource, alerts: AlertsResource) -> SkipReason:
+    """Deliver what waits."""
+    report = alerts.deliver(database.engine())
+    faults = "".join(f"; {name}: {fault}" for name, fault in report.faults.items())
+    return SkipReason(f"{report.sent:,} sent{faults}")
+
+
+@sensor(
+    name="run_failures",
+    minimum_interval_seconds=60,
+    default_status=RUNNING,
+    description="Tells of every failed run once.",
+)
+def run_failures(
+    context: SensorEvaluationContext, database: DatabaseResource, alerts: AlertsResource
+) -> SkipReason:
+    """Queue a notice for each failed run, or one for many."""
+    failed = list(list_failed_runs(context.instance, datetime.now(UTC)))
+    known = set(filter(None, (context.cursor or "").split(",")))
+    new = [run for run in failed if run.run_id not in known]
+    if len(new) > MANY_FAILURES:
+        ids = sorted(run.run_id for run in new)
+        alerts.notify(
+            database.engine(),
+            key=f"runs:{','.join(ids)}",
+            title=f"{len(new):,} runs failed",
+            text=f"Runs {', '.join(ids)}; see docs/runbooks/run_failed.md",
+        )
+    else:
+        for run in new:
+            alerts.notify(
+                database.engine(),
+                key=f"run:{run.run_id}",
+                title=f"run of {run.job_name} failed",
+                text=f"Run {run.run_id}; see docs/runbooks/run_failed.md",
+            )
+    context.update_cursor(",".join(run.run_id for run in failed))
+    return SkipReason(f"{len(new):,} failed runs")
+
+
+@sensor(
+    name="missed_schedules",
+    minimum_interval_seconds=300,
+    default_status=RUNNING,
+    description="Tells when a schedule's time passed without a run.",
+)
+def missed_schedules(
+    context: SensorEvaluationContext, database: DatabaseResource, alerts: AlertsResource
+) -> SkipReason:
+    """Queue a notice for each scheduled time without a run; a schedule switched off misses none."""
+    now = datetime.now(UTC)
+    since = datetime.fromisoformat(context.cursor) if context.cursor else now
+    context.update_cursor(since.isoformat())
+    missed = []
+    for watched in SCHEDULES:
+        default = watched.default_status == DefaultScheduleStatus.RUNNING
+        if not is_running(context.instance, watched.name, default=default):
+            continue
+        if watched.name == "weekly_pattern_learning" and not database.list_active_clients():
+            continue
+        due = find_missed_time(
+            context.instance, watched.name, str(watched.cron_schedule), now=now, since=since
+        )
+        if due is not None:
+            missed.append(watched.name)
+            alerts.notify(
+                database.engine(),
+                key=f"missed:{watched.name}:{due.isoformat()}",
+                title=f"schedule {watched.name} was missed",
+                text=f"No run was started at {due:%Y-%m-%d %H:%M} UTC; "
+                "see docs/runbooks/missed_schedule.md",
+            )
+    return SkipReason(f"missed: {', '.join(missed) or 'none'}")
+
+
+SENSORS = [client_partitions, changed_clients, alert_delivery, run_failures, missed_schedules]
