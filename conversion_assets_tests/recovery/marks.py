@@ -216,8 +216,8 @@ def measure_reversals(clients: int, leads: int, *, seed: int = 6) -> list[Mark]:
             pl.col("dimension") == effect["dimension"], pl.col("value") == value
         )
         flagged = (rows["verdict"] == "watch").mean()
-        marks.append(Mark(6, f"reversals over {effect['stratum']} flagged", flagged, low=1.0, n=rows.height,
-                          detail=_count(rows, "verdict")))  # fmt: skip
+        name = f"reversals over {effect['stratum']} flagged"
+        marks.append(Mark(6, name, flagged, low=1.0, n=rows.height, detail=_count(rows, "verdict")))
     plain = learn_agency(
         SyntheticConfig(clients=clients, leads=leads, seed=seed, base_conversion=0.15)
     )
@@ -229,8 +229,9 @@ def measure_reversals(clients: int, leads: int, *, seed: int = 6) -> list[Mark]:
     named = pl.DataFrame(certain, schema=["dimension", "value"], orient="row")
     rows = plain.cells.join(named, on=["dimension", "value"]).filter(pl.col("q_value") <= 0.10)
     false = rows.filter(pl.col("verdict") == "watch")
-    marks.append(Mark(6, "false flags on effects alike in every stratum", false.height / rows.height,
-                      high=0.05, n=rows.height, detail=_count(false, "dimension")))  # fmt: skip
+    share = false.height / rows.height
+    name = "false flags on effects alike in every stratum"
+    marks.append(Mark(6, name, share, high=0.05, n=rows.height, detail=_count(false, "dimension")))
     return marks
 
 
@@ -257,9 +258,12 @@ def measure_planted(clients: int, leads: int, *, seed: int = 7) -> list[Mark]:
             weights = document.recommended_weights.model_dump()  # type: ignore[union-attr]
             evaluation = document.score_evaluation  # type: ignore[union-attr]
             strongest += evaluation.recommended and max(weights, key=weights.get) == "authority"
-            reasons[evaluation.reason[:60]] = reasons.get(evaluation.reason[:60], 0) + 1
-    marks.append(Mark(7, "learned weights recommended with authority first", strongest / clients,
-                      low=0.95, n=clients, detail={k: str(v) for k, v in reasons.items()}))  # fmt: skip
+            reasons[evaluation.reason.split(":")[0]] = (
+                reasons.get(evaluation.reason.split(":")[0], 0) + 1
+            )
+    name = "learned weights recommended with authority first"
+    detail = {reason: str(count) for reason, count in reasons.items()}
+    marks.append(Mark(7, name, strongest / clients, low=0.95, n=clients, detail=detail))
     return marks
 
 
