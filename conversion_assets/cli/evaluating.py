@@ -1,18 +1,27 @@
 """Commands that look back at what was learned: evaluate, diff."""
 
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from conversion_assets.cli.output import json_option, print_json, print_table, progress_bar, say
+from conversion_assets.cli.output import (
+    json_option,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    spinner,
+)
 from conversion_assets.cli.session import open_database, open_settings
 from conversion_assets.domain.moments import parse_moment
+from conversion_assets.domain.terms import Verdict
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from conversion_assets.refresh.evaluation import Evaluation
+    from conversion_assets.refresh.evaluation import Difference, Evaluation
 
 
 @click.command("evaluate")
@@ -49,7 +58,7 @@ def evaluate_command(
             as_of=moment,
             weeks=weeks,
             config=settings.learning,
-            progress=lambda done, total: update(done, total),
+            progress=update,
         )
     if as_json:
         print_json(_describe(found, weeks))
@@ -63,6 +72,7 @@ def _describe(found: "Evaluation", weeks: int) -> dict[str, Any]:
         "as_of": found.as_of.isoformat(),
         "record": {"summary": _total(found.summary), "claims": found.record.to_dicts()},
     }
+    document["drift"] = found.drift.filter("is_drift").to_dicts()
     if found.backtest is not None:
         document["backtest"] = {
             "weeks": weeks,
@@ -108,6 +118,18 @@ def _print(found: "Evaluation", weeks: int) -> None:
         title=f"forward record of {shown.height} claims, weakest first",
     )
 
+    _print_drift(found.drift)
+
+
+def _print_drift(drift: "pl.DataFrame") -> None:
+    shown = drift.filter("is_drift").sort("p_value")
+    for row in shown.head(20).iter_rows(named=True):
+        say(
+            f"drift: {row['client_id']} {row['question']} of {row['pattern_type']}"
+            f" {row['dimension']} (p = {row['p_value']:.1e})"
+        )
+    say(f"drift: {shown.height} of {drift.height} comparisons beyond their chance threshold")
+
 
 def _label(value: str) -> str:
     return value.replace("\x1f", " > ")
@@ -131,3 +153,86 @@ def _word_summary(name: str, row: dict[str, Any]) -> list[str]:
         score(row["brier"]),
         score(row["brier_base"]),
     ]
+
+
+@click.command("diff")
+@click.argument("client_id", metavar="CLIENT")
+@click.option("--from", "start", required=True, metavar="ISO", help="Version in force then.")
+@click.option("--to", "end", required=True, metavar="ISO", help="Version in force then.")
+@json_option
+def diff_command(client_id: str, start: str, end: str, as_json: bool) -> int:
+    """Explain what changed a client's patterns between two moments.
+
+    The change is split into new leads, matured outcomes, leads that left the window, the pool and
+    settings by computing again, one step after another; the rest is said to be not reproduced.
+
+    Exit status: 0; 2 when both moments name one version; 6 for an unknown client or no version.
+    """
+    moments = {"start": parse_moment(start, "--from"), "end": parse_moment(end, "--to")}
+    settings = open_settings()
+    engine = open_database(settings)
+    from conversion_assets.refresh.evaluation import explain_client  # noqa: PLC0415
+    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+
+    with spinner("computing again"):
+        found = explain_client(
+            engine,
+            FeatureStore(settings.store_url.get_secret_value()),
+            client_id,
+            **moments,
+            config=settings.learning,
+        )
+    if as_json:
+        print_json(
+            {
+                "client_id": client_id,
+                "from": found.earlier.isoformat(),
+                "to": found.later.isoformat(),
+                "steps": found.explanation.steps,
+                "cells": found.explanation.cells,
+                "drift": found.drift.filter("is_drift").to_dicts(),
+                "notes": found.explanation.notes,
+            }
+        )
+    else:
+        _print_difference(client_id, found)
+    return 0
+
+
+def _print_difference(client_id: str, found: "Difference") -> None:
+    title = f"{client_id}: {found.earlier:%Y-%m-%d %H:%M} to {found.later:%Y-%m-%d %H:%M} UTC"
+    print_table(
+        ["step", "verdicts changed", "mean change of a lift"],
+        [
+            [row["step"], str(row["verdicts"]), f"{math.expm1(row['moved'] or 0.0):.1%}"]
+            for row in found.explanation.steps
+        ],
+        title=title,
+    )
+    spoken = {Verdict.ACT.value, Verdict.WATCH.value}
+    turned = [
+        row
+        for row in found.explanation.cells
+        if row["verdict_from"] != row["verdict_to"]
+        and {row["verdict_from"], row["verdict_to"]} & spoken
+    ]
+    print_table(
+        ["cell", "verdict", "lift", "decided by"],
+        [
+            [
+                f"{row['dimension']} {_label(row['value'])}",
+                f"{row['verdict_from'] or 'not listed'} → {row['verdict_to'] or 'not listed'}",
+                f"{_word_lift(row['lift_from'])} → {_word_lift(row['lift_to'])}",
+                row["decided_by"],
+            ]
+            for row in turned
+        ],
+        title=f"{len(turned)} verdicts changed",
+    )
+    _print_drift(found.drift)
+    for note in found.explanation.notes:
+        say(note)
+
+
+def _word_lift(lift: float | None) -> str:
+    return "" if lift is None else f"{lift:.2f}"

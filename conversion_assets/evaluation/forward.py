@@ -39,9 +39,9 @@ LEAST_EXPECTED = 3.0
 """Conversions that a window must expect, without effect, to be judged by itself. With fewer, none
 at all is an ordinary result (5 % at 3)."""
 
-LOST_EVIDENCE = 5.0
+LOST_EVIDENCE = 10.0
 """A claim is lost when its outcomes are this many times likelier without the effect. A true claim
-gets there with a probability of at most 1 in 5, ever; see the decision record."""
+gets there with a probability of at most 1 in 10, ever; see the decision record."""
 
 LOST_PROBABILITY = 0.90
 """A claim is not lost while its forward lift is on the claimed side with this probability: then it
