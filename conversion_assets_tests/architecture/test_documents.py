@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from conversion_assets.domain.terms import HealthRule
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # Something in backticks that looks like a path of this repository.
@@ -27,3 +29,8 @@ def test_every_make_target_in_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_rule_of_health_has_a_runbook():
+    pages = {path.stem for path in (ROOT / "docs" / "runbooks").glob("*.md")}
+    assert {str(rule) for rule in HealthRule} <= pages
