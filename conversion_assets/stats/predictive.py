@@ -9,9 +9,9 @@ Bools = NDArray[np.bool_]
 
 # A 90 % interval of a normal distribution reaches this many standard deviations to either side.
 _Z90 = float(special.ndtri(0.95))
-# Points that stand for a stated lift: midpoints of 15 equal parts of its distribution. With 61
-# points no log evidence of the tests moved by more than 0.02.
-_LIFT_POINTS = special.ndtri((np.arange(15) + 0.5) / 15)
+# Points that stand for a stated lift: midpoints of 61 equal parts of its distribution. The mean of
+# the ratio under a true statement, which should be 1, is 1.06 with 15 points and 1.02 with 61.
+_LIFT_POINTS = special.ndtri((np.arange(61) + 0.5) / 61)
 
 
 def compute_beta_binomial_tails(
