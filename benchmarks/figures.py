@@ -28,7 +28,7 @@ from conversion_assets.domain.terms import (
     SCORE_COMPONENTS,
     PatternType,
 )
-from conversion_assets.evaluation.forward import decide_status
+from conversion_assets.evaluation.forward import LOST_EVIDENCE, decide_status
 from conversion_assets.evaluation.score_weights import evaluate_score_weights
 from conversion_assets.features import build_features
 from conversion_assets.stats.logistic import fit_logistic
@@ -594,7 +594,10 @@ def draw_forward(ax: Axes) -> None:
             shares.append((naive.mean(), lost.mean()))
         name = "true claims" if truth > 1 else "claims of noise"
         place = np.arange(1, windows + 1)
-        for column, style, rule in ((0, NAIVE, "a window below 1"), (1, OURS, "evidence of 5")):
+        for column, style, rule in (
+            (0, NAIVE, "a window below 1"),
+            (1, OURS, f"evidence of {LOST_EVIDENCE:g}"),
+        ):
             ax.plot(place, [s[column] for s in shares], label=f"{name}, {rule}",
                     **{**style, "linestyle": line})  # fmt: skip
     ax.set(xlabel="windows of 28 days graded", ylabel="ever called lost", ylim=(0, 1.03))
