@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Row, case, select, text, update
+from sqlalchemy import Connection, Engine, Row, Text, case, cast, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from conversion_assets.domain.alerts import AlertKind, AlertLine, AlertMessage, compose_messages
@@ -24,7 +24,7 @@ from conversion_assets.domain.health import (
     HealthFinding,
     HealthInputs,
 )
-from conversion_assets.domain.patterns import DOCUMENTS
+from conversion_assets.domain.patterns import DOCUMENTS, WhoPattern
 from conversion_assets.domain.terms import (
     BOOKING_ACTION,
     SCORE_COMPONENTS,
@@ -141,29 +141,35 @@ def _moment(value: datetime | str) -> datetime:
 
 
 def _load_patterns(connection: Connection, wanted: set[str]) -> pl.DataFrame:
-    names = ("client_id", "pattern_type", "sample_size", "confidence", "valid_until", "patterns")
-    query = select(*(conversion_patterns.c[name] for name in names))
+    names = ("client_id", "pattern_type", "sample_size", "confidence", "valid_until")
+    table = conversion_patterns
+    # As text: the driver's parsing of JSON would take longer than everything else here.
+    query = select(*(table.c[name] for name in names), cast(table.c.patterns, Text))
     # Streamed: the documents of a fleet are hundreds of megabytes, what is kept of them is not.
     with connection.execution_options(yield_per=200).execute(query) as result:
         rows = [(*row[:5], *_inspect(row[1], row[5])) for row in result if row[0] in wanted]
     return pl.DataFrame(rows, schema=PATTERN_SCHEMA, orient="row")
 
 
-def _inspect(kind: str, document: str) -> tuple[str | None, int, *tuple[float | None, ...]]:
+def _inspect(kind: str, stored: str) -> tuple[str | None, int, *tuple[float | None, ...]]:
     """Return what is wrong with a document's shape, its defective rows, and its weights."""
-    error = None
     try:
-        DOCUMENTS[PatternType(kind)].model_validate_json(document)
+        document = DOCUMENTS[PatternType(kind)].model_validate_json(stored)
     except ValueError as problem:
-        error = _first_line(problem)
-    plain = json.loads(document)
-    plain = plain if isinstance(plain, dict) else {}
-    notes = [n for n in _list(plain.get("data_notes")) if isinstance(n, dict)]
+        return (_first_line(problem), *_inspect_loosely(kind, json.loads(stored)))
+    defects = [n.rows for n in document.data_notes if n.reason.startswith(DEFECTS)]
+    weights = document.recommended_weights if isinstance(document, WhoPattern) else None
+    return (None, max(defects, default=0), *(getattr(weights, n, None) for n in SCORE_COMPONENTS))
+
+
+def _inspect_loosely(kind: str, plain: object) -> tuple[int, *tuple[float | None, ...]]:
+    """Return what can be read of a document that does not fit."""
+    fields = plain if isinstance(plain, dict) else {}
+    notes = [n for n in _list(fields.get("data_notes")) if isinstance(n, dict)]
     defects = [n.get("rows") for n in notes if str(n.get("reason", "")).startswith(DEFECTS)]
-    weights = plain.get("recommended_weights") if kind == PatternType.WHO else None
+    weights = fields.get("recommended_weights") if kind == PatternType.WHO else None
     weights = weights if isinstance(weights, dict) else {}
     return (
-        error,
         max([rows for rows in defects if isinstance(rows, int)], default=0),
         *(_number(weights.get(name)) for name in SCORE_COMPONENTS),
     )
