@@ -80,10 +80,24 @@ def test_a_subset_of_assets_stores_only_its_types(home):
             resources=defs.resources,
             instance=instance,
             tags={"dagster/partition": CLIENTS[0]},
+            run_config={"ops": {"patterns": {"config": {"as_of": AS_OF.isoformat()}}}},
         )
         assert result.success
         assert materialized(instance) == {frozenset(CLIENTS[:1]), frozenset()}
     assert {row[1] for row in dump_learned(home)["conversion_patterns"]} == {"who"}
+
+
+def test_one_asset_can_be_launched_with_its_checks_as_the_ui_does(home):
+    with opened() as instance:
+        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            asset_selection=[ASSETS[0]],
+            tags={"dagster/partition": CLIENTS[0]},
+            raise_on_error=False,
+        )
+        # No features were computed yet: the run starts, and says what is missing.
+        [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "no features yet" in failure.step_failure_data.user_failure_data.description
 
 
 def test_metadata_and_versions_are_on_each_materialization(home):
