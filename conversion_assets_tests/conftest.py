@@ -1,9 +1,11 @@
 """Fixtures for every room: databases of both kinds, real and fresh for each test."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine
 
@@ -13,6 +15,16 @@ from conversion_assets_tests.databases import (
     create_sqlite_template,
     running_postgres,
 )
+
+# A busy machine is not a wrong answer, so no example has a deadline. CI draws the same examples
+# every time: what lands does not depend on luck; elsewhere every run explores new ones.
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ class Dimension:
         flags: Label of a cell to the Boolean column that says who is in it.
         counts_in: Rows that belong to the base at all.
         strata: Columns that are held fixed when the expected count is computed.
+        within: Columns within which alone a value is compared, whatever else is asked: a tier's
+            channels with that tier's, a sequence with those of its length. Each value lies in one.
         checked: Columns in whose strata a reversal is looked for, one at a time.
         neighbours: Cells whose data lend themselves to each other, smoothed on a circle.
     """
@@ -43,6 +45,7 @@ class Dimension:
     flags: Mapping[str, str] = field(default_factory=dict)
     counts_in: pl.Expr = field(default_factory=lambda: pl.lit(True))
     strata: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
     neighbours: Literal["hours", "week"] | None = None
 
@@ -119,8 +122,9 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
         counts: Result of `count_cells`.
 
     Returns:
-        Columns client, value, n, k, and expected, variance and third (central moment) of k under
-        no effect; sorted by client and value.
+        Columns client, value, n, k; expected, variance and third (central moment) of k under no
+        effect; and base_variance, the sampling variance of `expected` itself, which comes from
+        the strata's own conversions. Sorted by client and value.
 
     Source:
         Mantel & Haenszel 1959: expected count and variance of a stratified two-by-two table.
@@ -142,11 +146,13 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
     # Skewness of the hypergeometric distribution; of two rows there is none.
     third = variance * (n_all - 2 * k_all) * (n_all - 2 * n)
     third /= np.where(n_all > 2, n_all * (n_all - 2), np.inf)
+    base_variance = n**2 * k_all * (n_all - k_all) / n_all**3
     return cells.with_columns(
         # Of no rows bincount makes integers.
         expected=np.bincount(cell, expected, cells.height).astype(np.float64),
         variance=np.bincount(cell, variance, cells.height).astype(np.float64),
         third=np.bincount(cell, third, cells.height).astype(np.float64),
+        base_variance=np.bincount(cell, base_variance, cells.height).astype(np.float64),
     )
 
 
@@ -155,8 +161,9 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
 
     Returns:
         One row per client and value: client, pattern, dimension, value, unit, n, k, base_n,
-        base_k (the client's totals in the dimension), expected, variance, third, is_adjusted,
-        frequency_rank (1 for the client's most frequent value).
+        base_k (the client's totals in the dimension), expected, variance, third, base_variance,
+        naive_expected (of the unadjusted comparison), is_adjusted, frequency_rank (1 for the
+        client's most frequent value).
     """
     rows: pl.DataFrame = getattr(population, dimension.rows)
     if dimension.rows == "sequences":
@@ -173,8 +180,13 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
                 base_k=pl.col(dimension.outcome).sum().cast(pl.Int64),
             )
         )
+    naive = summarize_cells(count_cells(population, dimension, dimension.within))
+    strata = [*dimension.within, *dimension.strata]
+    adjusted = summarize_cells(count_cells(population, dimension, strata)) if strata else naive
     return (
-        summarize_cells(count_cells(population, dimension, dimension.strata))
+        adjusted.join(
+            naive.select("client", "value", naive_expected="expected"), on=["client", "value"]
+        )
         .join(base, on="client")
         .select(
             "client",
@@ -189,6 +201,8 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
             "expected",
             "variance",
             "third",
+            "base_variance",
+            "naive_expected",
             pl.lit(bool(dimension.strata)).alias("is_adjusted"),
             pl.struct(-pl.col("n"), "value").rank("ordinal").over("client").alias("frequency_rank"),
         )

@@ -40,13 +40,14 @@ def build_dimensions() -> list[Dimension]:
         # A tier's channels are compared with each other, not with other tiers' leads.
         Dimension(PatternType.HOW, "channel_by_tier", "touches",
                   value=pl.concat_str("tier", "channel", separator="|"),
-                  counts_in=pl.col("tier").is_not_null(), strata=("tier", "touch_stratum"),
+                  counts_in=pl.col("tier").is_not_null(), within=("tier",),
+                  strata=("touch_stratum",),
                   checked=("touch_stratum", "source", "month")),
         # A prefix of length L is compared among the leads that got L touches before converting:
         # anything else would count the touches that conversion itself prevented.
         Dimension(PatternType.HOW, "winning_sequences", "sequences",
                   value=pl.when("is_candidate").then("prefix"), counts_in=pl.col("is_later_half"),
-                  strata=("length",), checked=("source", "month")),
+                  within=("length",), checked=("source", "month")),
     ]  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from conversion_assets.stats.intervals import (
     compute_beta_interval,
     compute_log_ratio_cumulants,
     compute_probability_above_one,
+    compute_probability_greater,
     compute_ratio_quantile,
+    match_beta,
 )
 from conversion_assets.stats.multiplicity import (
     adjust_benjamini_hochberg,
@@ -112,7 +114,15 @@ def _estimate(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     mean, variance, third = compute_log_ratio_cumulants(own.a, own.b, rest.a, rest.b)
     cumulants = (mean + np.log(rest_rate / null_rate), variance, third)
     tail = (1.0 - config.credible_mass) / 2.0
-    low, high = compute_beta_interval(own.a, own.b, config.credible_mass)
+    # The rate leans on the base by 1 - own_weight, and the base is an estimate as well.
+    base_variance, naive_expected = _numbers(cells, "base_variance", "naive_expected")
+    leaning = (1.0 - own.own_weight) * own.mean / np.maximum(expected, 1e-9)
+    spread = own.mean * (1.0 - own.mean) / (own.a + own.b + 1.0) + leaning**2 * base_variance
+    # No distribution on [0, 1] is wider than a coin's.
+    widest = 0.999 * own.mean * (1.0 - own.mean)
+    low, high = compute_beta_interval(
+        *match_beta(own.mean, np.minimum(spread, widest)), config.credible_mass
+    )
     lift = own.mean / null_rate
     above = compute_probability_above_one(cumulants)
     return cells.with_columns(
@@ -126,7 +136,7 @@ def _estimate(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
         lift_high=_to_lift(compute_ratio_quantile(cumulants, 1.0 - tail), share),
         p_lift=np.where(lift >= 1.0, above, 1.0 - above),
         own_weight=np.clip(own.own_weight, 0.0, 1.0),
-        naive_lift=(k / n) / np.maximum(base_k / base_n, 1e-12),
+        naive_lift=k / np.maximum(naive_expected, 1e-12),
     )
 
 
@@ -206,7 +216,10 @@ def _find_reversals(
         dimension = by_name[(str(key[0]), str(key[1]))]
         for variable in dimension.checked:
             counts = count_cells(
-                population, dimension, [variable], chosen["client"].unique().sort()
+                population,
+                dimension,
+                [*dimension.within, variable],
+                chosen["client"].unique().sort(),
             ).join(chosen.select("client", "value"), on=["client", "value"], how="semi")
             parts.append(
                 _check_variable(counts.sort("client", "value", variable), chosen, variable, config)
@@ -232,10 +245,13 @@ def _check_variable(
     n, k, base_n, base_k = _numbers(counts, "n", "k", "base_n", "base_k")
     rest_n, rest_k = base_n - n, base_k - k
     # Jeffreys' prior on both sides; where there is nothing to compare with, no probability.
-    cumulants = compute_log_ratio_cumulants(
-        k + 0.5, n - k + 0.5, rest_k + 0.5, np.maximum(rest_n - rest_k, 0.0) + 0.5
+    above = np.where(
+        rest_n > 0,
+        compute_probability_greater(
+            k + 0.5, n - k + 0.5, rest_k + 0.5, np.maximum(rest_n - rest_k, 0.0) + 0.5
+        ),
+        0.5,
     )
-    above = np.where(rest_n > 0, compute_probability_above_one(cumulants), 0.5)
     adjusted = summarize_cells(counts).select("client", "value", adjusted_expected="expected")
     return (
         counts.with_columns(above=above)

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.terms import SCORE_COMPONENTS
 
 # Touch numbers from here on share a stratum: few leads get that far, and their hazards are alike.
 LAST_TOUCH_STRATUM = 8
@@ -165,6 +166,11 @@ def _know_leads(leads: pl.DataFrame, index: pl.DataFrame, as_of: datetime) -> pl
             is_converted=pl.col("converted_at").is_not_null() & (pl.col("converted_at") <= as_of),
             age_days=_days(pl.lit(as_of) - pl.col("created_at")),
             month=_month("created_at"),
+            # A score given later is a fact from after as_of; one without a time counts.
+            **{
+                name: pl.when((pl.col("scored_at") <= as_of).fill_null(True)).then(name)
+                for name in ("tier", *SCORE_COMPONENTS)
+            },
         )
         .sort("client", "lead_id")
     )
@@ -182,6 +188,7 @@ def _know_touches(touches: pl.DataFrame, index: pl.DataFrame, as_of: datetime) -
                 & (pl.col("lead_converted_at") <= as_of)
             ),
             month=_month("occurred_at"),
+            tier=pl.when((pl.col("lead_scored_at") <= as_of).fill_null(True)).then("tier"),
             touch_stratum=pl.col("touch_number").clip(1, LAST_TOUCH_STRATUM).cast(pl.Int32),
         )
         .sort("client", "lead_id", "touch_number")

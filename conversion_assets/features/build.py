@@ -22,7 +22,7 @@ from conversion_assets.features.frames import (
 from conversion_assets.features.leads import compute_bookings, compute_lead_features
 from conversion_assets.features.touches import compute_timing, touch_channel, touch_schema
 
-FEATURE_CODE = "1"
+FEATURE_CODE = "2"
 """Moves whenever the same rows would give other features; stored features are then recomputed."""
 
 
@@ -180,6 +180,7 @@ def _touches(
         "tier",
         lead_created_at="created_at",
         lead_converted_at="converted_at",
+        lead_scored_at="scored_at",
     )
     of_lead = raw.join(outcome, on=["client_id", "lead_id"])
     return sent.rename({"id": "activity_id"}).join(of_lead, on=["client_id", "lead_id"])

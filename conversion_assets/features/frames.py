@@ -30,6 +30,7 @@ LEAD_COLUMNS: dict[str, pl.DataType] = {
     "status": pl.String(),
     "als_tier": pl.String(),
     "als_components": pl.String(),
+    "scored_at": UTC,
     "created_at": UTC,
     "converted_at": UTC,
     "updated_at": UTC,

@@ -31,6 +31,7 @@ LEAD_FEATURES: dict[str, pl.DataType] = {
     "is_hiring": pl.Boolean(),
     "recently_funded": pl.Boolean(),
     **dict.fromkeys(SCORE_COMPONENTS, pl.Float64()),
+    "scored_at": UTC,
 }
 """Columns of ``lead_features`` and their types, in order; the key is (client_id, lead_id)."""
 
@@ -88,6 +89,7 @@ def compute_lead_features(leads: pl.DataFrame, bookings: pl.DataFrame) -> pl.Dat
         "is_hiring",
         "recently_funded",
         *(_finite(pl.col("components").struct.field(name)) for name in SCORE_COMPONENTS),
+        "scored_at",
     )
     return features.select(pl.col(name).cast(dtype) for name, dtype in LEAD_FEATURES.items())
 

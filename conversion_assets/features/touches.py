@@ -32,6 +32,7 @@ _TIMING: dict[str, pl.DataType] = {
     "booking_mismatch": pl.Boolean(),
     "lead_created_at": UTC,
     "lead_converted_at": UTC,
+    "lead_scored_at": UTC,
     "source": pl.String(),
     "tier": pl.String(),
 }
@@ -68,8 +69,8 @@ def compute_timing(touches: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         touches: client_id, lead_id, activity_id, occurred_at, channel, led_to_booking,
-            lead_zone, client_zone, lead_created_at, lead_converted_at, source, tier, in any order;
-            further columns are kept.
+            lead_zone, client_zone, lead_created_at, lead_converted_at, lead_scored_at, source,
+            tier, in any order; further columns are kept.
 
     Returns:
         The frame sorted by :data:`KEY`, with the timing columns added.

@@ -182,7 +182,6 @@ def test_booking_marks_of_later_conversions(agency, expected):
     assert _learn(agency, activities=activities) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="scored_at is not among the features: a later score is used")
 def test_scores_given_later(agency, expected):
     """Leads scored only after as_of have no tier and no components yet."""
     is_even = pl.col("id").str.ends_with("2")

@@ -76,6 +76,7 @@ def lead_features(clients: list[Row], leads: list[Row], activities: list[Row]) -
                     name: number(components.get(name))
                     for name in ("data_quality", "authority", "company_fit", "timing")
                 },
+                "scored_at": lead.get("scored_at"),
             }
         )
     return sorted(rows, key=lambda row: (row["client_id"], row["lead_id"]))
@@ -161,6 +162,7 @@ def touch_features(
                     "booking_mismatch": given is not None and given != is_converting,
                     "lead_created_at": lead["created_at"],
                     "lead_converted_at": converted,
+                    "lead_scored_at": lead.get("scored_at"),
                     "source": lead["source"],
                     "tier": lead["tier"],
                     **content(activity, raw[key], vocabulary),
