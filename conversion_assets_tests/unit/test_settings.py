@@ -101,3 +101,16 @@ def test_secrets_hide_from_every_rendering(monkeypatch):
 def test_settings_do_not_change(monkeypatch):
     with pytest.raises(ValueError, match="frozen"):
         Settings().environment = "other"
+
+
+def test_thresholds_of_health_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("CONVERSION_HEALTH_STALE_AFTER_DAYS", "30")
+    monkeypatch.setenv("CONVERSION_HEALTH_ALERT_SEVERITY", "medium")
+    monkeypatch.setenv("CONVERSION_UI_URL", "https://dagster.example.org")
+    settings = load_settings()
+    assert settings.health.stale_after_days == 30
+    assert settings.health.alert_severity == "medium"
+    assert settings.ui_url == "https://dagster.example.org"
+    monkeypatch.setenv("CONVERSION_HEALTH_NONSENSE", "1")
+    with pytest.raises(InputError, match="CONVERSION_HEALTH_NONSENSE"):
+        load_settings()
