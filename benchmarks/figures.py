@@ -46,7 +46,6 @@ from conversion_assets.stats.sequential import compute_always_valid_p
 from conversion_assets.stats.shrinkage import shrink_rates, weigh_spreads
 from conversion_assets.stats.survival import (
     compute_quantile_times,
-    count_at_risk,
     fit_kaplan_meier,
 )
 
@@ -321,11 +320,15 @@ def draw_hazard(ax: Axes) -> None:
     """A flat 2 % a touch, 5 % of the leads end after each."""
     rng = np.random.default_rng(7)
     touches, won = _simulate_paths(rng, 100_000, np.full(8, 0.02), 0.05)
-    at_risk, events = count_at_risk(np.zeros(touches.size, int), touches, won, 1, 8)
+    row, step = np.nonzero(np.arange(8) < touches[:, None])
+    frame = pl.DataFrame(
+        {"touch": step + 1, "channel": "email", "won": won[row] & (step == touches[row] - 1)}
+    )
+    cells = _count(frame, "touch", ["channel"])
     naive = [won[touches == j].mean() for j in range(1, 9)]
     place = np.arange(1, 9)
     ax.plot(place, naive, label="conversion by number of touches got", **NAIVE)
-    ax.plot(place, events[0] / at_risk[0], label="hazard: of the leads that got touch k", **OURS)
+    ax.plot(place, cells["k"] / cells["n"], label="hazard: of the leads that got touch k", **OURS)
     ax.axhline(0.02, label="truth", **TRUTH)
     ax.set(xlabel="touch", ylabel="share converting", ylim=(0, None))
     ax.legend(loc="center left", bbox_to_anchor=(0.05, 0.5))
@@ -577,17 +580,13 @@ def draw_forward(ax: Axes) -> None:
         base_k = k + rng.binomial(base_n - size, rate, (windows, claims))
         expected = base_k * size / base_n
         variance = expected * (1 - size / base_n) * (base_n - base_k) / (base_n - 1)
-        against = [
-            compute_log_evidence_against(
-                k[w], expected[w], variance[w], np.full(claims, 1.25), np.full(claims, 2.05)
-            )
-            for w in range(windows)
-        ]
-        sums = [np.cumsum(x, axis=0) for x in (k, expected, variance, base_k, np.array(against))]
+        sums = [np.cumsum(x, axis=0) for x in (k, expected, variance, base_k)]
+        low, high = np.full(claims, 1.25), np.full(claims, 2.05)
         lost, naive = np.zeros(claims, bool), np.zeros(claims, bool)
         shares = []
         for w in range(windows):
-            seen, mean, spread, total, log = (x[w] for x in sums)
+            seen, mean, spread, total = (x[w] for x in sums)
+            log = compute_log_evidence_against(seen, mean, spread, low, high)
             _, _, _, above = compute_forward_lift(seen, mean, spread, total, 0.90)
             lost |= decide_status(mean, above, log) == "lost"
             naive |= k[w] < expected[w]
