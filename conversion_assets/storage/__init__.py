@@ -1,0 +1,1 @@
+"""System of record, import and columnar store."""
