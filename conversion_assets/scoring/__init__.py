@@ -1,0 +1,1 @@
+"""Weights of the lead score: which are in force, and why."""

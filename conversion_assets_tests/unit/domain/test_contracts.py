@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("table", CONTRACTS)
 def test_contract_and_sql_table_have_the_same_columns(table):
     stored = tables.metadata.tables[table]
-    assert CONTRACTS[table].column_names() == [column.name for column in stored.c if column.name != "change_id"]
+    assert CONTRACTS[table].column_names() == [
+        column.name for column in stored.c if column.name != "change_id"
+    ]
     assert set(KEYS[table]) == {column.name for column in stored.primary_key}
 
 
