@@ -42,7 +42,6 @@ GRADES: dict[str, pl.DataType] = {
     "is_inside": pl.Boolean(),
     "brier": pl.Float64(),
     "brier_base": pl.Float64(),
-    "log_against": pl.Float64(),
 }
 """A grade: what was known when it was given, counts of the window, and what they say."""
 FORECASTS: dict[str, pl.DataType] = {

@@ -365,6 +365,7 @@ def _merge_rare(both: pl.DataFrame, sized_by: str) -> pl.DataFrame:
     return (
         merged.group_by(*GROUP, "value")
         .agg(pl.col(sums).sum(), pl.col("squares_old", "squares_new").max())
+        .filter(pl.col("n_old") + pl.col("n_new") > 0)
         .sort(*GROUP, "value")
     )
 

@@ -248,23 +248,18 @@ def _count_window(population: Population, dimensions: Sequence[Dimension]) -> pl
 
 
 def _judge_windows(found: pl.DataFrame, mass: float) -> pl.DataFrame:
-    n, k, expected, variance, mean, strength, base, low, high = (
+    n, k, expected, variance, mean, strength, base = (
         found[name].to_numpy().astype(np.float64)
-        for name in ("n", "k", "expected", "variance", "rate", "strength", "base_rate", "lift_low",
-                     "lift_high")
-    )  # fmt: skip
+        for name in ("n", "k", "expected", "variance", "rate", "strength", "base_rate")
+    )
     judged = (expected >= LEAST_EXPECTED) & (variance > 0)
     inside = is_inside_predictive_interval(k, n, mean, strength, mass)
-    against = compute_log_evidence_against(
-        k, expected, variance, np.maximum(low, 1e-6), np.maximum(high, 1e-6)
-    )
     seen = np.divide(k, n, out=np.zeros_like(k), where=n > 0)
     return found.with_columns(
         is_judged=pl.Series(judged),
         is_inside=pl.Series(inside),
         brier=_brier(seen, mean),
         brier_base=_brier(seen, base),
-        log_against=pl.Series(against),
     ).with_columns(
         pl.when("is_judged").then("is_inside"),
         *(pl.when(pl.col("n") > 0).then(name) for name in ("brier", "brier_base")),
@@ -311,12 +306,17 @@ def build_record(forecasts: pl.DataFrame, as_of: datetime, config: LearningConfi
             base_k=pl.col("base_k").sum(),
             brier=(pl.col("brier") * weight).sum(),
             brier_base=(pl.col("brier_base") * weight).sum(),
-            log_against=pl.col("log_against").sum(),
+            # The first claim was made before any of these outcomes; later ones have seen some.
+            claimed_low=pl.col("lift_low").first(),
+            claimed_high=pl.col("lift_high").first(),
         )
     )
-    k, expected, variance, base_k, log_against = (
+    k, expected, variance, base_k, claimed_low, claimed_high = (
         sums[name].to_numpy().astype(np.float64)
-        for name in ("k", "expected", "variance", "base_k", "log_against")
+        for name in ("k", "expected", "variance", "base_k", "claimed_low", "claimed_high")
+    )
+    log_against = compute_log_evidence_against(
+        k, expected, variance, np.maximum(claimed_low, 1e-6), np.maximum(claimed_high, 1e-6)
     )
     lift, low, high, above = compute_forward_lift(
         k, expected, variance, base_k, config.credible_mass
@@ -334,7 +334,7 @@ def build_record(forecasts: pl.DataFrame, as_of: datetime, config: LearningConfi
         # Beyond a million either way the figure says no more.
         evidence_against=np.exp(np.clip(log_against, -13.8, 13.8)),
         status=pl.Series(status, dtype=pl.String),
-    ).drop("expected", "variance", "base_k", "log_against")
+    ).drop("expected", "variance", "base_k", "claimed_low", "claimed_high")
 
 
 def decide_status(expected: Floats, on_side: Floats, log_against: Floats) -> NDArray[np.str_]:

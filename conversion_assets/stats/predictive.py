@@ -122,9 +122,9 @@ def compute_log_evidence_against(
     """Logarithm of how many times likelier a count is without effect than with a stated lift.
 
     The stated lift is a log-normal distribution with this 90 % interval; the count is binomial
-    with the mean and variance that it has without effect, its mean multiplied by the lift. Where
-    the statement is true the ratio is on average 1 at any time, sums over independent samples
-    included, so the chance that it ever reaches x is at most 1 / x (Ville's inequality).
+    with the mean and variance that it has without effect, its mean multiplied by the lift. Let the
+    sample grow after the statement was made: where it is true the ratio is on average 1 at any
+    time, so the chance that it ever reaches x is at most 1 / x (Ville's inequality).
 
     Returns:
         Shape (cells,); 0 where the sample says nothing.

@@ -394,7 +394,6 @@ pattern_forecasts = Table(
     _flag("is_inside"),
     Column("brier", Double),
     Column("brier_base", Double),
-    Column("log_against", Double),
     PrimaryKeyConstraint("client_id", "made_as_of", "cell"),
     _one_of("pattern_type", PatternType),
     CheckConstraint("graded_as_of IS NULL OR graded_as_of >= due_as_of", name="graded_when_due"),

@@ -30,7 +30,7 @@ def grade(frame, k=3, later=timedelta(days=40)):
         graded_as_of=(pl.col("made_as_of") + later), n=pl.lit(40), k=pl.lit(k),
         expected=pl.lit(10 / 3), variance=pl.lit(2.9), base_k=pl.lit(31),
         is_judged=pl.lit(value=True), is_inside=pl.lit(value=k == 3), brier=pl.lit(0.07),
-        brier_base=pl.lit(0.08), log_against=pl.lit(-0.25),
+        brier_base=pl.lit(0.08),
     ).cast(FORECASTS)  # fmt: skip
 
 

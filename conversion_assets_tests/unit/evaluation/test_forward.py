@@ -165,7 +165,7 @@ def test_grading_again_changes_nothing(made, graded):
     assert again.filter(pl.col("graded_as_of").is_not_null()).is_empty()
 
 
-def fake(*, lift, k, expected, windows=1, against=None):
+def fake(*, lift, k, expected, windows=1):
     """A record of one cell, hand made."""
     row = {
         "client_id": "c", "pattern_type": "who", "dimension": "source_rankings", "value": "web",
@@ -174,7 +174,6 @@ def fake(*, lift, k, expected, windows=1, against=None):
         "delay_days": 9.0, "horizon_days": 28, "graded_as_of": AS_OF, "n": 100, "k": k,
         "expected": expected, "variance": expected * 0.8, "base_k": 10 * max(int(expected), 1),
         "is_judged": expected >= 3, "is_inside": True, "brier": 0.1, "brier_base": 0.11,
-        "log_against": 0.0 if against is None else against,
     }  # fmt: skip
     moments = [AS_OF - (40 + 28 * i) * DAY for i in range(windows)]
     rows = [{**row, "made_as_of": m, "due_as_of": m + 37 * DAY} for m in moments]
@@ -216,7 +215,7 @@ def test_a_lost_record_turns_an_act_into_a_watch_and_recovers(made):
     claim = made.filter(pl.col("pattern_type") == "who").head(1)
     row = claim.row(0, named=True)
     wrong = 0 if row["lift"] > 1.0 else 20
-    bad = fake(lift=row["lift"], k=wrong, expected=10.0, against=5.0).with_columns(
+    bad = fake(lift=row["lift"], k=wrong, expected=10.0).with_columns(
         pl.lit(row[name]).alias(name) for name in KEY
     )
     bad = bad.with_columns(

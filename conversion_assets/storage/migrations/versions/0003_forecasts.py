@@ -44,7 +44,6 @@ def upgrade() -> None:
         sa.Column("is_inside", sa.Boolean()),
         sa.Column("brier", sa.Double()),
         sa.Column("brier_base", sa.Double()),
-        sa.Column("log_against", sa.Double()),
         sa.PrimaryKeyConstraint("client_id", "made_as_of", "cell", name=op.f(f"{TABLE}_pkey")),
         sa.ForeignKeyConstraint(
             ["client_id"], ["clients.id"], name=op.f(f"{TABLE}_client_id_fkey")
