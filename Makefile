@@ -19,7 +19,7 @@ $(BIN)/uv:
 
 $(VENV)/runtime.stamp: $(BIN)/uv requirements/runtime.txt setup.py
 	$(INSTALL) --require-hashes -r requirements/runtime.txt
-	$(INSTALL) --no-deps --no-build-isolation-package none -e .
+	$(INSTALL) --no-deps -e .
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp requirements/dev.txt
@@ -45,6 +45,9 @@ test: $(VENV)/dev.stamp ## every test
 
 bench: $(VENV)/dev.stamp ## what is measured, against what
 	$(BIN)/python -m benchmarks
+
+recovery: $(VENV)/dev.stamp ## planted truth, noise and coverage at full size
+	$(BIN)/python -m conversion_assets_tests.recovery --full
 
 lock: $(BIN)/uv ## pin requirements/*.in again
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
