@@ -90,7 +90,10 @@ def list_children(pid: int) -> list[int]:
 @pytest.fixture
 def page():
     chrome = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert chrome, "a Chromium is needed: set CHROME to it or install Debian's chromium"
+    if not chrome and not os.environ.get("CI"):
+        # The README promises `make test` on a machine without a browser; CI installs one.
+        pytest.skip("no Chromium found: set CHROME to one or install Debian's chromium")
+    assert chrome, "CI needs a Chromium: set CHROME to it or install Debian's chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chrome,
