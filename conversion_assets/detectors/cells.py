@@ -202,7 +202,12 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
             naive.select("client", "value", naive_expected="expected"), on=["client", "value"]
         )
     else:
-        unadjusted = pl.col("n") * pl.col("base_k") / pl.col("base_n")
+        # By numpy: Polars multiplies by the reciprocal where all divisors happen to be one number,
+        # and a client's last digit would then depend on who else is there.
+        n, k_all, n_all = (
+            cells[c].to_numpy().astype(np.float64) for c in ("n", "base_k", "base_n")
+        )
+        unadjusted = pl.Series(n * k_all / n_all)
         cells = cells.with_columns(
             naive_expected=pl.col("expected") if dimension.within else unadjusted
         )
