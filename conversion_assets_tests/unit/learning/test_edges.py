@@ -119,6 +119,24 @@ def test_an_unseen_channel_is_a_channel():
     assert document.booking_channel_distribution.rows[0].share == 1.0
 
 
+@pytest.mark.slow
+def test_a_million_touches_of_one_client_give_all_documents():
+    leads = make_leads(100_000, 12_000)
+    learned = learn_patterns(leads, make_touches(leads, per_lead=10), as_of=AS_OF)
+    assert set(learned["c"]) == set(PatternType)
+    hazards = learned["c"][PatternType.WHEN].touch_hazard
+    # Conversion comes after three days, so a converted lead is at risk for its first three touches.
+    assert (
+        sum(e.n for e in hazards)
+        + sum(
+            note.rows
+            for note in learned["c"][PatternType.WHEN].data_notes
+            if note.reason.startswith("touch after") or note.reason.startswith("touch too young")
+        )
+        == 1_000_000
+    )
+
+
 def test_a_client_whose_rows_break_detection_fails_alone(monkeypatch):
     """The culprit is found by halving; the others' documents are those of a run without it."""
     parts = [make_leads(300, 60, client=name) for name in ("a", "b", "poison", "z")]
