@@ -35,8 +35,8 @@ class _Part(NamedTuple):
 # Sizes an agency really has: one client with every effect planted, some with effects of their
 # own, one in whose data there is nothing to find, and two too small to say anything.
 _PARTS = (
-    _Part(1, 4000, is_mixed=False),
-    _Part(4, 2500),
+    _Part(1, 10_000, is_mixed=False),
+    _Part(4, 4000),
     _Part(2, 600),
     _Part(1, 1500, is_null=True),
     _Part(2, 40),
