@@ -1,4 +1,4 @@
-"""Time to conversion with open leads censored, and counts for discrete-time hazards."""
+"""Time to conversion, with open leads censored."""
 
 from dataclasses import dataclass
 
@@ -204,40 +204,3 @@ def _find_last_points(curves: SurvivalCurves) -> tuple[Bools, Ints]:
     end = np.searchsorted(curves.group, np.arange(curves.groups), side="right")
     has_events = np.bincount(curves.group, minlength=curves.groups) > 0
     return has_events, (end - 1)[has_events]
-
-
-def count_at_risk(
-    group: Ints, touches: Ints, is_event: Bools, groups: int, longest: int
-) -> tuple[Ints, Ints]:
-    """Leads that got touch k, and those of them that it converted, for k = 1 .. longest.
-
-    A lead that stopped at touch j without an event was at risk at 1 .. j and is censored after.
-
-    Args:
-        group: Group of the lead, 0 .. groups - 1, in any order, shape (leads,).
-        touches: Touches up to the converting or the last known one, shape (leads,).
-        is_event: True when the last of these touches converted, shape (leads,).
-        groups: Number of groups.
-        longest: Highest touch number counted; events beyond it are not counted.
-
-    Returns:
-        At risk and events, each of shape (groups, longest); column 0 is touch 1.
-
-    Source:
-        Singer & Willett 1993 (discrete-time life table).
-
-    Example:
-        >>> at_risk, events = count_at_risk(
-        ...     np.zeros(3, int), np.array([1, 3, 3]), np.array([True, True, False]), 1, 4)
-        >>> at_risk.tolist(), events.tolist()
-        ([[3, 2, 2, 0]], [[1, 0, 1, 0]])
-    """
-    columns = longest + 2
-    cell = group * columns + np.clip(touches, 0, longest + 1)
-    leads = np.bincount(cell, minlength=groups * columns).reshape(groups, columns)
-    events = np.bincount(cell[is_event], minlength=groups * columns).reshape(groups, columns)
-    at_risk = np.cumsum(leads[:, ::-1], axis=1)[:, ::-1]
-    return (
-        np.ascontiguousarray(at_risk[:, 1:-1], dtype=np.int64),
-        np.ascontiguousarray(events[:, 1:-1], dtype=np.int64),
-    )

@@ -8,7 +8,6 @@ from conversion_assets.domain.errors import InputError
 from conversion_assets.stats.survival import (
     compute_converted_shares,
     compute_quantile_times,
-    count_at_risk,
     fit_kaplan_meier,
 )
 
@@ -147,20 +146,3 @@ def test_no_members_and_no_events():
 def test_unknown_times_are_refused():
     with pytest.raises(InputError, match="finite"):
         fit_kaplan_meier(np.zeros(1, np.int64), np.array([np.nan]), np.array([True]), 1)
-
-
-@settings(max_examples=60, deadline=None)
-@given(members)
-def test_counts_at_risk_equal_a_slow_loop(rows):
-    group = np.array([row[0] for row in rows], dtype=np.int64)
-    touches = np.array([row[1] for row in rows], dtype=np.int64)
-    is_event = np.array([row[2] for row in rows], dtype=np.bool_)
-    at_risk, events = count_at_risk(group, touches, is_event, 4, 8)
-    slow_risk, slow_events = np.zeros((4, 8), int), np.zeros((4, 8), int)
-    for g, last, converted in rows:
-        for k in range(1, min(last, 8) + 1):
-            slow_risk[g, k - 1] += 1
-        if converted and 1 <= last <= 8:
-            slow_events[g, last - 1] += 1
-    np.testing.assert_array_equal(at_risk, slow_risk)
-    np.testing.assert_array_equal(events, slow_events)

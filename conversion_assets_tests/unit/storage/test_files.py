@@ -1,5 +1,9 @@
 import gzip
 import os
+import pwd
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -109,12 +113,27 @@ def test_a_folder_and_a_missing_file(tmp_path):
         read_rows(tmp_path / "x.csv")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path):
-    path = write(tmp_path, "x.csv", b"id\n1\n")
-    path.chmod(0)
-    with pytest.raises(InputError, match="Permission denied"):
-        read_rows(path)
+@contextmanager
+def as_an_ordinary_user():
+    """Root may read everything, so it is nobody for a while; others stay who they are."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        if user == 0:
+            os.seteuid(user)
+
+
+def test_a_file_without_permission():
+    # Not under tmp_path: its parent folders are closed to nobody, and the file itself is the point.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = write(Path(folder), "x.csv", b"id\n1\n")
+        path.chmod(0)
+        with as_an_ordinary_user(), pytest.raises(InputError, match="Permission denied"):
+            read_rows(path)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
