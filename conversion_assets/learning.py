@@ -36,6 +36,7 @@ from conversion_assets.domain.patterns import (
 )
 from conversion_assets.domain.terms import (
     SCORE_COMPONENTS,
+    NoteKind,
     OutcomeKind,
     PatternType,
     Verdict,
@@ -48,7 +49,7 @@ from conversion_assets.evaluation.forward import (
 from conversion_assets.evaluation.score_weights import evaluate_score_weights
 from conversion_assets.features import FEATURE_VERSION
 
-DETECTION_VERSION = "1"
+DETECTION_VERSION = "2"
 """Moves when the same feature rows would give another document."""
 
 CODE_VERSION = f"{SCHEMA_VERSION}/{DETECTION_VERSION}/{FEATURE_VERSION}"
@@ -461,16 +462,19 @@ def _word_gate(n: int, k: int, config: LearningConfig) -> str | None:
 
 def _note_rare_values(cells: pl.DataFrame) -> pl.DataFrame:
     """How many rows stand in values beyond the most frequent ones of a dimension."""
+    is_rare = pl.col("frequency_rank") > MOST_VALUES
     return (
-        cells.filter(pl.col("frequency_rank") > MOST_VALUES)
-        .group_by("client", "dimension")
-        .agg(rows=pl.col("n").sum())
+        cells.group_by("client", "dimension")
+        .agg(rows=pl.col("n").filter(is_rare).sum(), of=pl.col("n").sum())
+        .filter(pl.col("rows") > 0)
         .select(
             "client",
+            "rows",
+            "of",
+            kind=pl.lit(str(NoteKind.RARE_VALUE)),
             reason=pl.format(
                 "value beyond the {} most frequent of {}", pl.lit(MOST_VALUES), "dimension"
             ),
-            rows="rows",
         )
     )
 

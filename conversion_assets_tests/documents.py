@@ -68,7 +68,7 @@ def document(kind: PatternType, client_id: str = "c1", as_of: datetime = AS_OF) 
         "base_rate": BaseRate(n=1000, k=100, unit=Unit.LEAD, rate=0.1, interval=[0.085, 0.116]),
         "confidence": 0.8,
         "hypotheses_tested": 42,
-        "data_notes": [DataNote(reason="no time zone", rows=12)],
+        "data_notes": [DataNote(reason="no time zone", rows=12, kind="no_local_time", of=600)],
     }
     return _MAKERS[kind](common)
 

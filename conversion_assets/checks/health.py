@@ -109,7 +109,7 @@ SOURCE_CLAIMS = (
         "few_rows_have_defects",
         HealthRule.EXCLUDED_ROWS,
         MEDIUM,
-        "Few of a client's activities had to be left out or corrected.",
+        "Few of a client's touches had to be left out or corrected.",
     ),
 )
 CLAIMS: dict[tuple[AssetKey, str], tuple[Claim, PatternType | None]] = {

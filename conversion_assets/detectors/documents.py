@@ -63,7 +63,7 @@ def build_headers(
         client_ids: Ids by client index.
         summary: n and k of each client, in the same order.
         estimates: Assessed cells; the tested ones are counted.
-        notes: client, reason, rows.
+        notes: client, reason, rows, kind, of.
         window: Start and end (as_of).
         config: Mass of the base rate's interval.
     """
@@ -75,8 +75,9 @@ def build_headers(
         minlength=len(client_ids),
     )
     noted: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for client, reason, rows in notes.sort("client", "reason").iter_rows():
-        noted[client].append({"reason": reason, "rows": rows})
+    told = notes.select("client", "reason", "rows", "kind", "of").sort("client", "reason")
+    for client, *note in told.iter_rows():
+        noted[client].append(dict(zip(told.columns[1:], note, strict=True)))
     headers = []
     for client, client_id in enumerate(client_ids):
         size, converted = int(n[client]), int(k[client])

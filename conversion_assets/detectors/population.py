@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from conversion_assets.domain.config import LearningConfig
-from conversion_assets.domain.terms import SCORE_COMPONENTS
+from conversion_assets.domain.terms import SCORE_COMPONENTS, NoteKind
 
 # Touch numbers from here on share a stratum: few leads get that far, and their hazards are alike.
 LAST_TOUCH_STRATUM = 8
@@ -41,7 +41,7 @@ class Population:
         followed: One row per lead of the window for time to conversion: client, duration_days,
             is_converted.
         summary: One row per client in `client_ids` order: n, k, maturity_days.
-        notes: client, reason, rows: what was left out and why.
+        notes: client, kind, reason, rows, of (rows looked at): what was left out and why.
     """
 
     client_ids: list[str]
@@ -126,7 +126,12 @@ def select_population(
     )
     notes = pl.concat(
         [
-            _count_note(joined.filter(~is_mature), "lead too young for its outcome to be known"),
+            _count_note(
+                joined,
+                ~is_mature,
+                NoteKind.YOUNG_LEAD,
+                "lead too young for its outcome to be known",
+            ),
             *touch_notes,
         ]
     )
@@ -218,32 +223,47 @@ def _select_touches(
     joined = touches.join(maturity, on="client", how="left")
     age = _days(pl.lit(as_of) - pl.col("occurred_at"))
     is_settled = age >= pl.col("touch_maturity_days").fill_null(0.0)
+    is_over = pl.col("is_after_conversion")
     notes = [
-        _count_note(joined.filter("is_after_conversion"), "touch after the lead's conversion"),
         _count_note(
-            joined.filter(~pl.col("is_after_conversion") & ~is_settled),
+            joined, is_over, NoteKind.TOUCH_AFTER_CONVERSION, "touch after the lead's conversion"
+        ),
+        _count_note(
+            joined,
+            ~is_over & ~is_settled,
+            NoteKind.YOUNG_TOUCH,
             "touch too young for its outcome to be known",
         ),
         _count_note(
-            joined.filter(
-                # A conversion later than as_of, or none yet, is no contradiction: not known.
-                pl.col("booking_mismatch") & (pl.col("lead_converted_at") <= as_of).fill_null(False)
-            ),
+            joined,
+            # A conversion later than as_of, or none yet, is no contradiction: not known.
+            pl.col("booking_mismatch") & (pl.col("lead_converted_at") <= as_of).fill_null(False),
+            NoteKind.BOOKING_CONTRADICTS_TIMES,
             "led_to_booking contradicts the times (counted by the times)",
         ),
         _count_note(
-            joined.filter(pl.col("local_hour").is_null()), "touch without a time zone (not in WHEN)"
+            joined,
+            pl.col("local_hour").is_null(),
+            NoteKind.NO_LOCAL_TIME,
+            "touch without a time zone (not in WHEN)",
         ),
     ]
     kept = joined.filter(~pl.col("is_after_conversion") & is_settled)
     return kept.sort("client", "lead_id", "touch_number"), notes
 
 
-def _count_note(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
+def _count_note(rows: pl.DataFrame, is_noted: pl.Expr, kind: NoteKind, reason: str) -> pl.DataFrame:
+    """How many of each client's rows a note is about."""
     return (
         rows.group_by("client")
-        .agg(reason=pl.lit(reason), rows=pl.len().cast(pl.Int64))
-        .select(pl.col("client").cast(pl.Int32), "reason", "rows")
+        .agg(rows=is_noted.sum().cast(pl.Int64), of=pl.len().cast(pl.Int64))
+        .select(
+            pl.col("client").cast(pl.Int32),
+            "rows",
+            "of",
+            kind=pl.lit(str(kind)),
+            reason=pl.lit(reason),
+        )
     )
 
 

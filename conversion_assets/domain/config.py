@@ -62,7 +62,7 @@ class HealthConfig(BaseModel):
     # Learning is weekly: a client without news since the last time learns nothing new.
     stale_after_days: float = Field(7, gt=0, description="No lead or activity for so long: stale")
     excluded_share: float = Field(
-        0.2, gt=0, le=1, description="Share of a client's activities left out for defects"
+        0.2, gt=0, le=1, description="Share of a client's touches with one defect"
     )
     alert_severity: Severity = Field(
         Severity.HIGH, description="Findings of this severity or worse alert somebody"

@@ -75,11 +75,12 @@ class HealthInputs:
 
     Attributes:
         clients: One row per client to check: client_id, is_active (a learning run chooses it),
-            conversions (Int64), activities (Int64), newest_at (last lead or activity, nullable).
+            conversions (Int64), newest_at (last lead or activity, nullable).
         patterns: One row per stored pattern: client_id, pattern_type, sample_size, confidence,
             valid_until, document_error (null when the document fits its schema), excluded_rows
-            (rows left out for defects of the data), and the recommended weights of WHO in one
-            nullable column per score component.
+            and excluded_of (rows with the most frequent defect of the data, and the rows it was
+            looked for in), and the recommended weights of WHO in one nullable column per score
+            component.
         outcomes: Last outcome per client and type: client_id, pattern_type, outcome, reason,
             error.
     """
@@ -93,7 +94,6 @@ CLIENT_SCHEMA: dict[str, Any] = {
     "client_id": pl.String,
     "is_active": pl.Boolean,
     "conversions": pl.Int64,
-    "activities": pl.Int64,
     "newest_at": pl.Datetime("us", "UTC"),
 }
 PATTERN_SCHEMA: dict[str, Any] = {
@@ -104,6 +104,7 @@ PATTERN_SCHEMA: dict[str, Any] = {
     "valid_until": pl.Datetime("us", "UTC"),
     "document_error": pl.String,
     "excluded_rows": pl.Int64,
+    "excluded_of": pl.Int64,
     **dict.fromkeys(SCORE_COMPONENTS, pl.Float64),
 }
 OUTCOME_SCHEMA: dict[str, Any] = {
@@ -322,21 +323,25 @@ def _find_absent(inputs: HealthInputs, _now: datetime, config: HealthConfig) -> 
 
 
 def _find_bad_sources(inputs: HealthInputs, now: datetime, config: HealthConfig) -> pl.DataFrame:
-    excluded = inputs.patterns.group_by("client_id").agg(pl.col("excluded_rows").max())
-    shares = inputs.clients.join(excluded, on="client_id").with_columns(
-        share=pl.col("excluded_rows") / pl.col("activities")
+    share = pl.col("excluded_rows") / pl.col("excluded_of")
+    # Documents of different types may rest on different rows: the worst share is told once.
+    worst = (
+        inputs.patterns.filter(pl.col("excluded_of") > 0)
+        .with_columns(share=share)
+        .sort("client_id", "share", "excluded_of", descending=[False, True, True])
+        .unique("client_id", keep="first", maintain_order=True)
     )
     defects = _state(
-        shares.filter(pl.col("activities") > 0, pl.col("share") > config.excluded_share),
+        worst.filter(pl.col("share") > config.excluded_share).drop("pattern_type"),
         HealthRule.EXCLUDED_ROWS,
         Severity.MEDIUM,
         pl.format(
-            "{} of {} activities have defects and were left out or corrected",
+            "{} of {} touches have a defect and were left out or corrected",
             "excluded_rows",
-            "activities",
+            "excluded_of",
         ),
         pl.col("excluded_rows"),
-        pl.col("activities"),
+        pl.col("excluded_of"),
         pl.lit(config.excluded_share).alias("threshold"),
     )
     age = _days(pl.lit(now) - pl.col("newest_at"))

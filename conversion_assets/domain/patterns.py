@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from conversion_assets.domain.terms import PatternType, Unit, Verdict
+from conversion_assets.domain.terms import NoteKind, PatternType, Unit, Verdict
 
 SCHEMA_VERSION = "1.0"
 """Version of the document shapes below; moves when a field changes its meaning."""
@@ -87,6 +87,10 @@ class DataNote(_Model):
 
     reason: str
     rows: int = Field(ge=0)
+    kind: NoteKind | None = Field(
+        None, description="The reason for machines; null in documents older than it"
+    )
+    of: int | None = Field(None, ge=0, description="Rows looked at, those left out among them")
 
 
 class Claim(_Model):

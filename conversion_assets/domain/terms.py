@@ -53,6 +53,21 @@ class HealthRule(StrEnum):
     STALE_SOURCE = "stale_source"
 
 
+class NoteKind(StrEnum):
+    """Why rows were left out of a document, or counted otherwise than they say."""
+
+    YOUNG_LEAD = "young_lead"
+    YOUNG_TOUCH = "young_touch"
+    TOUCH_AFTER_CONVERSION = "touch_after_conversion"
+    BOOKING_CONTRADICTS_TIMES = "booking_contradicts_times"
+    NO_LOCAL_TIME = "no_local_time"
+    RARE_VALUE = "rare_value"
+
+
+DEFECTS: tuple[NoteKind, ...] = (NoteKind.BOOKING_CONTRADICTS_TIMES, NoteKind.NO_LOCAL_TIME)
+"""Notes that tell of defects of the data; the others are about rows that are as they should be."""
+
+
 class Unit(StrEnum):
     """What a sample counts."""
 

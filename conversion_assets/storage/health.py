@@ -27,6 +27,7 @@ from conversion_assets.domain.health import (
 from conversion_assets.domain.patterns import DOCUMENTS, WhoPattern
 from conversion_assets.domain.terms import (
     BOOKING_ACTION,
+    DEFECTS,
     SCORE_COMPONENTS,
     LeadStatus,
     PatternType,
@@ -46,10 +47,6 @@ from conversion_assets.storage.tables import (
 RECORDING_LOCK = 7_263_549_012
 """Key of the PostgreSQL advisory lock that lets one process record findings at a time, so that two
 checks at once do not both open the same finding; any fixed number but the migrations' one."""
-
-DEFECTS = ("led_to_booking contradicts the times", "touch without a time zone")
-"""Beginnings of the data notes that tell of defects. Other notes are about rows that are too young
-or lie after a conversion, as they should."""
 
 _IDS_PER_STATEMENT = 500
 """Well below the number of parameters either database takes."""
@@ -115,23 +112,19 @@ _CONVERSIONS = f"""
             JOIN leads l ON l.client_id = a.client_id AND l.id = a.lead_id
             WHERE a.action = '{BOOKING_ACTION}' AND l.deleted_at IS NULL
     ) converted GROUP BY client_id"""  # noqa: S608 - names of our own vocabulary
-_ACTIVITIES = "SELECT client_id, count(*), max(occurred_at) FROM activities GROUP BY client_id"
+_ACTIVITIES = "SELECT client_id, max(occurred_at) FROM activities GROUP BY client_id"
 _LEADS = "SELECT client_id, max(created_at), max(updated_at) FROM leads GROUP BY client_id"
 
 
 def _load_clients(connection: Connection, wanted: set[str], active: set[str]) -> pl.DataFrame:
     conversions = {row[0]: row[1] for row in connection.execute(text(_CONVERSIONS))}
-    activities = {row[0]: row[1] for row in connection.execute(text(_ACTIVITIES))}
     newest: dict[str, datetime] = {}
-    for sql in (_ACTIVITIES.replace("count(*), ", ""), _LEADS):
+    for sql in (_ACTIVITIES, _LEADS):
         for client_id, *moments in connection.execute(text(sql)):
             known = [_moment(m) for m in (*moments, newest.get(client_id)) if m is not None]
             if known:
                 newest[client_id] = max(known)
-    rows = [
-        (c, c in active, conversions.get(c, 0), activities.get(c, 0), newest.get(c))
-        for c in sorted(wanted)
-    ]
+    rows = [(c, c in active, conversions.get(c, 0), newest.get(c)) for c in sorted(wanted)]
     return pl.DataFrame(rows, schema=CLIENT_SCHEMA, orient="row")
 
 
@@ -151,26 +144,35 @@ def _load_patterns(connection: Connection, wanted: set[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=PATTERN_SCHEMA, orient="row")
 
 
-def _inspect(kind: str, stored: str) -> tuple[str | None, int, *tuple[float | None, ...]]:
-    """Return what is wrong with a document's shape, its defective rows, and its weights."""
+def _inspect(kind: str, stored: str) -> tuple[str | None, int, int, *tuple[float | None, ...]]:
+    """Return what is wrong with a document's shape, its worst defect, and its weights."""
     try:
         document = DOCUMENTS[PatternType(kind)].model_validate_json(stored)
     except ValueError as problem:
         return (_first_line(problem), *_inspect_loosely(kind, json.loads(stored)))
-    defects = [n.rows for n in document.data_notes if n.reason.startswith(DEFECTS)]
+    notes = [(note.kind, note.rows, note.of) for note in document.data_notes]
     weights = document.recommended_weights if isinstance(document, WhoPattern) else None
-    return (None, max(defects, default=0), *(getattr(weights, n, None) for n in SCORE_COMPONENTS))
+    return (None, *_worst_defect(notes), *(getattr(weights, n, None) for n in SCORE_COMPONENTS))
 
 
-def _inspect_loosely(kind: str, plain: object) -> tuple[int, *tuple[float | None, ...]]:
+def _worst_defect(notes: Iterable[tuple[Any, Any, Any]]) -> tuple[int, int]:
+    """Return rows with the most frequent defect of the data, and the rows it was looked for in."""
+    defects = [
+        (rows, of)
+        for kind, rows, of in notes
+        if kind in DEFECTS and isinstance(rows, int) and isinstance(of, int) and of > 0
+    ]
+    return max(defects, key=lambda pair: pair[0] / pair[1], default=(0, 0))
+
+
+def _inspect_loosely(kind: str, plain: object) -> tuple[int, int, *tuple[float | None, ...]]:
     """Return what can be read of a document that does not fit."""
     fields = plain if isinstance(plain, dict) else {}
     notes = [n for n in _list(fields.get("data_notes")) if isinstance(n, dict)]
-    defects = [n.get("rows") for n in notes if str(n.get("reason", "")).startswith(DEFECTS)]
     weights = fields.get("recommended_weights") if kind == PatternType.WHO else None
     weights = weights if isinstance(weights, dict) else {}
     return (
-        max([rows for rows in defects if isinstance(rows, int)], default=0),
+        *_worst_defect((n.get("kind"), n.get("rows"), n.get("of")) for n in notes),
         *(_number(weights.get(name)) for name in SCORE_COMPONENTS),
     )
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from conversion_assets.detectors.how import discover_sequences
 from conversion_assets.detectors.population import SEQUENCE_SEPARATOR, select_population
 from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.terms import NoteKind
 from conversion_assets_tests.unit.detectors.frames import AS_OF, build, draw_world, seeds
 
 CONFIG = LearningConfig(window_days=60)
@@ -125,18 +126,26 @@ def test_every_touch_is_counted_or_noted(seed):
     features = build(*draw_world(seed))
     found = _select(features)
     left_out = found.notes.filter(
-        pl.col("reason").is_in(
-            [
-                "touch after the lead's conversion",
-                "touch too young for its outcome to be known",
-            ]
-        )
+        pl.col("kind").is_in([NoteKind.TOUCH_AFTER_CONVERSION, NoteKind.YOUNG_TOUCH])
     )["rows"].sum()
     in_window = features.touches.filter(
         (pl.col("occurred_at") > START) & (pl.col("occurred_at") <= AS_OF)
     ).height
     assert found.touches.height + left_out == in_window
-    young = found.notes.filter(pl.col("reason").str.starts_with("lead too young"))["rows"].sum()
+    assert (
+        found.notes.filter(pl.col("kind") != NoteKind.YOUNG_LEAD)["of"]
+        .unique()
+        .is_in(
+            features.touches.filter(
+                (pl.col("occurred_at") > START) & (pl.col("occurred_at") <= AS_OF)
+            )
+            .group_by("client_id")
+            .len()["len"]
+            .implode()
+        )
+        .all()
+    )
+    young = found.notes.filter(pl.col("kind") == NoteKind.YOUNG_LEAD)["rows"].sum()
     assert found.leads.height + young == found.followed.height
 
 

@@ -27,7 +27,6 @@ def client(client_id="c1", **changes):
         "client_id": client_id,
         "is_active": True,
         "conversions": 100,
-        "activities": 1000,
         "newest_at": NOW - timedelta(days=1),
     }
     return row | changes
@@ -42,6 +41,7 @@ def pattern(client_id="c1", kind="who", **changes):
         "valid_until": NOW + timedelta(days=10),
         "document_error": None,
         "excluded_rows": 0,
+        "excluded_of": 1000,
     }
     weights = DEFAULT_WEIGHTS if kind == "who" else dict.fromkeys(SCORE_COMPONENTS)
     return row | weights | changes
@@ -162,7 +162,14 @@ def test_sources():
     assert check([client(is_active=False, newest_at=NOW - timedelta(days=70))]) == []
     assert rules(check(patterns=who(excluded_rows=201))) == {(None, "excluded_rows", "", "medium")}
     assert check(patterns=who(excluded_rows=200)) == []
-    assert check([client(activities=0)], who(excluded_rows=3)) == []
+    assert check(patterns=who(excluded_rows=0, excluded_of=0)) == []
+
+
+def test_the_worst_defect_of_a_client_is_told_once():
+    of_how = [pattern(excluded_rows=30, excluded_of=100), *(pattern(kind=k) for k in KINDS[1:-1]),
+              pattern(kind="how", excluded_rows=90, excluded_of=100)]  # fmt: skip
+    (found,) = check(patterns=of_how)
+    assert found.numbers == {"excluded_rows": 90, "excluded_of": 100, "threshold": 0.2}
 
 
 def test_ids_are_stable_and_of_their_client():

@@ -7,7 +7,7 @@ import pytest
 
 from conversion_assets import learn_patterns, learning
 from conversion_assets.domain.errors import InputError
-from conversion_assets.domain.terms import OutcomeKind, PatternType
+from conversion_assets.domain.terms import NoteKind, OutcomeKind, PatternType
 from conversion_assets.features import build_features
 from conversion_assets.learning import CODE_VERSION, detect_patterns
 
@@ -131,7 +131,7 @@ def test_a_million_touches_of_one_client_give_all_documents():
         + sum(
             note.rows
             for note in learned["c"][PatternType.WHEN].data_notes
-            if note.reason.startswith("touch after") or note.reason.startswith("touch too young")
+            if note.kind in (NoteKind.TOUCH_AFTER_CONVERSION, NoteKind.YOUNG_TOUCH)
         )
         == 1_000_000
     )
