@@ -137,16 +137,41 @@ def compute_fingerprints(tables: Mapping[Table, pl.DataFrame]) -> dict[str, str]
     """
     hashes: dict[str, Any] = {}
     for table in FEATURE_TABLES:
-        frame = tables[table].sort(_KEYS[table])
-        parts = [_column_parts(frame[name]) for name in sorted(frame.columns)]
+        frame = tables[table]
+        order = _key_order(frame, _KEYS[table])
         head = json.dumps([table, {n: str(frame.schema[n]) for n in sorted(frame.columns)}])
-        for client_id, start, stop in _runs(frame["client_id"]):
+        runs = _runs(_in_order(frame["client_id"], order))
+        for client_id, start, stop in runs:
             hashed = hashes.setdefault(client_id, hashlib.sha256())
             hashed.update(f"{head}{stop - start}".encode())
-            for cut in parts:
+        # Column after column, so that no second copy of a large client's rows is in memory.
+        for name in sorted(frame.columns):
+            cut = _column_parts(_in_order(frame[name], order))
+            for client_id, start, stop in runs:
                 for piece in cut(start, stop):
-                    hashed.update(piece)
+                    hashes[client_id].update(piece)
     return {client_id: hashed.hexdigest() for client_id, hashed in hashes.items()}
+
+
+def _key_order(frame: pl.DataFrame, key: list[str]) -> pl.Series | None:
+    """Positions that bring the rows into the order of their key; None where they are in it."""
+    is_later: pl.Expr = pl.lit(value=False)
+    for name in reversed(key):
+        column, before = pl.col(name), pl.col(name).shift(1)
+        is_later = (column < before) | ((column == before) & is_later)
+    if not frame.select(is_later.any()).item():
+        return None
+    return frame.select(pl.arg_sort_by(key)).to_series()
+
+
+def _in_order(column: pl.Series, order: pl.Series | None) -> pl.Series:
+    return column if order is None else column.gather(order)
+
+
+def _sorted(frame: pl.DataFrame, key: list[str]) -> pl.DataFrame:
+    """The rows in the order of their key; the very same frame where they are in it."""
+    order = _key_order(frame, key)
+    return frame if order is None else frame.select(pl.all().gather(order))
 
 
 def _runs(ids: pl.Series) -> list[tuple[str, int, int]]:
@@ -187,6 +212,7 @@ class _Backend(Protocol):
     def url_of(self, path: str) -> str: ...
     def listed(self) -> Iterator[tuple[str, float]]: ...
     def delete(self, paths: list[str]) -> None: ...
+    def sizes(self) -> dict[str, int]: ...
     def locked(self) -> Any: ...
 
 
@@ -228,6 +254,9 @@ class _LocalBackend:
         for path in self.root.rglob("*"):
             if path.is_file() and path.name not in (_MANIFEST, ".lock"):
                 yield path.relative_to(self.root).as_posix(), path.stat().st_mtime
+
+    def sizes(self) -> dict[str, int]:
+        return {path: (self.root / path).stat().st_size for path, _ in self.listed()}
 
     def delete(self, paths: list[str]) -> None:
         for path in paths:
@@ -302,6 +331,9 @@ class _ObjectBackend:
             for entry in batch:
                 if entry["path"] != _MANIFEST:
                     yield entry["path"], entry["last_modified"].timestamp()
+
+    def sizes(self) -> dict[str, int]:
+        return {entry["path"]: entry["size"] for batch in self.store.list() for entry in batch}
 
     def delete(self, paths: list[str]) -> None:
         self.store.delete(paths)
@@ -455,6 +487,71 @@ class FeatureStore:
             if not writer.is_committed:
                 writer.discard()
 
+    def erase(self, client_id: str, lead_ids: Collection[str] | None = None) -> dict[Table, int]:
+        """Remove leads, or a client with all it has, from every version that is kept.
+
+        Always commits a new version, so that a writer who read the sources before cannot commit
+        what is erased here; then removes the earlier versions' files of the client's bucket.
+
+        Args:
+            client_id: The client.
+            lead_ids: Some of its leads; None for all and the client itself.
+
+        Returns:
+            Rows removed from the current version, by table.
+
+        Raises:
+            ConflictError: another process writes now; nothing was changed.
+            InputError: a file of the bucket is damaged; the store must be rebuilt first.
+        """
+        bucket = bucket_of(client_id)
+        with self._backend.locked():
+            manifest, version = self._load()
+            # Listed before the commit: whoever wrote these builds on a version that the commit
+            # ends. A file that appears later belongs to a version after ours.
+            old = [path for path, _ in self._guarded("list", lambda: list(self._backend.listed()))]
+            writer = FeatureWriter(self, manifest, version, force=True)
+            try:
+                removed = writer.erase(bucket, client_id, lead_ids)
+                committed = writer.commit(
+                    feature_version=manifest.feature_version,
+                    watermark=manifest.watermark,
+                    zones={
+                        client: zone
+                        for client, zone in manifest.zones.items()
+                        if lead_ids is not None or client != client_id
+                    },
+                    keep_previous=False,
+                )
+            except BaseException:
+                writer.discard()
+                raise
+            named = {file.path for files in committed.files.values() for file in files}
+            mark = f"/b{bucket:02d}-"
+            stale = [path for path in old if mark in f"/{path}" and path not in named]
+            if stale:
+                self._guarded("delete", lambda: self._backend.delete(stale))
+        return removed
+
+    def list_files(self) -> dict[str, int]:
+        """Size in bytes of every file of the store, named by the manifest or not.
+
+        Raises:
+            InputError: the store cannot be listed.
+        """
+        sizes: dict[str, int] = self._guarded("list", self._backend.sizes)
+        return {path: size for path, size in sizes.items() if path != _MANIFEST}
+
+    def scan_file(self, path: str) -> pl.LazyFrame:
+        """One file of the store as it lies there; nothing is read yet."""
+        return pl.scan_parquet(
+            self._backend.url_of(path), storage_options=self._backend.scan_options, glob=False
+        )
+
+    def url_of(self, path: str) -> str:
+        """Where a file of the store lies, fit for a message."""
+        return self._backend.url_of(path)
+
     def verify(self) -> None:
         """Compare every file with its checksum.
 
@@ -576,6 +673,27 @@ class FeatureWriter:
                 fingerprint=fingerprint,
             )
 
+    def erase(
+        self, bucket: int, client_id: str, lead_ids: Collection[str] | None
+    ) -> dict[Table, int]:
+        """Take leads of one client, or all it has, out of its bucket; returns rows by table."""
+        removed: dict[Table, int] = {}
+        kept: dict[Table, pl.DataFrame] = {}
+        for table in TABLES:
+            rows = self.read_bucket(table, bucket)
+            if rows is None:
+                stated = self.base.columns.get(table) or dict.fromkeys(_KEYS[table], "String")
+                rows = pl.DataFrame(schema={name: _DTYPES[text] for name, text in stated.items()})
+            own = rows.filter(pl.col("client_id") == client_id)
+            gone = pl.lit(True) if lead_ids is None else pl.col("lead_id").is_in(list(lead_ids))
+            kept[table] = own.filter(~gone)
+            removed[table] = own.height - kept[table].height
+        if any(removed.values()):
+            self.replace_clients(bucket, [client_id], kept)
+        elif lead_ids is None:
+            self._clients.pop(client_id, None)
+        return removed
+
     def _replace_rows(
         self, table: Table, bucket: int, client_ids: Collection[str], rows: pl.DataFrame
     ) -> None:
@@ -589,7 +707,7 @@ class FeatureWriter:
             others = before.filter(~pl.col("client_id").is_in(list(client_ids)))
             # A new feature version has other columns, and then replaces every client.
             whole = pl.concat([others, rows]) if others.height else rows
-        whole = whole.sort(_KEYS[table])
+        whole = _sorted(whole, _KEYS[table])
         if before is not None and whole.equals(before) and whole.schema == before.schema:
             return
         superseded = self._written.get((table, bucket))
@@ -623,8 +741,15 @@ class FeatureWriter:
         feature_version: str,
         watermark: dict[str, Any] | None,
         zones: Mapping[str, str | None] | None = None,
+        keep_previous: bool = True,
     ) -> Manifest:
         """Put the new version in force.
+
+        Args:
+            feature_version: Version of the code that computed the rows.
+            watermark: How far the sources were read.
+            zones: Zone of each live client.
+            keep_previous: Keep the files of the version before for readers still at work.
 
         Returns:
             Its manifest.
@@ -634,6 +759,8 @@ class FeatureWriter:
             ConflictError: another writer committed since this one began.
         """
         manifest = self._new_manifest(feature_version, watermark, zones or {})
+        if not keep_previous:
+            manifest = manifest.model_copy(update={"previous_paths": []})
         if not self._force:
             for table in FEATURE_TABLES:
                 _refuse_small(table, before=self.base.rows(table), now=manifest.rows(table))

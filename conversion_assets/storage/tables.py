@@ -210,6 +210,7 @@ clients = Table(
         server_default=text(f"'{SubscriptionStatus.ACTIVE}'"),
     ),
     Column("is_paused", Boolean, nullable=False, server_default=false()),
+    Column("ideal_profile", JsonText),
     Column("als_learned_weights", JsonText),
     _time("als_weights_updated_at"),
     Column("conversion_sample_count", BigInteger),
@@ -223,7 +224,7 @@ clients = Table(
     *_sqlite_checks(
         times=("als_weights_updated_at", "created_at", "updated_at", "deleted_at"),
         flags=("is_paused", "pool_opt_in"),
-        json_columns=("als_learned_weights",),
+        json_columns=("ideal_profile", "als_learned_weights"),
     ),
 )
 
@@ -235,7 +236,10 @@ leads = Table(
     Column("first_name", Text),
     Column("last_name", Text),
     Column("email", Text),
+    _flag("email_verified"),
+    Column("personal_email", Text),
     Column("phone", Text),
+    _flag("phone_verified"),
     Column("linkedin_url", Text),
     Column("title", Text),
     Column("company_name", Text),
@@ -245,8 +249,11 @@ leads = Table(
     Column("timezone", Text),
     Column("source", Text),
     _flag("is_new_role"),
+    _time("role_started_at"),
     _flag("is_hiring"),
     _flag("recently_funded"),
+    _time("funded_at"),
+    _flag("is_competitor"),
     Column("status", Text, nullable=False),
     Column("als_score", Double),
     Column("als_tier", Text),
@@ -264,8 +271,23 @@ leads = Table(
     _partial_index("leads_converted_idx", "client_id", "converted_at IS NOT NULL"),
     _id_length("id"),
     *_sqlite_checks(
-        times=("scored_at", "created_at", "converted_at", "updated_at", "deleted_at"),
-        flags=("is_new_role", "is_hiring", "recently_funded"),
+        times=(
+            "role_started_at",
+            "funded_at",
+            "scored_at",
+            "created_at",
+            "converted_at",
+            "updated_at",
+            "deleted_at",
+        ),
+        flags=(
+            "email_verified",
+            "phone_verified",
+            "is_new_role",
+            "is_hiring",
+            "recently_funded",
+            "is_competitor",
+        ),
         numbers=("employee_count", "als_score"),
         json_columns=("als_components", "als_weights_used"),
     ),
@@ -502,4 +524,24 @@ heartbeats = Table(
     _time("succeeded_at", nullable=False),
     Column("detail", JsonText, nullable=False),
     *_sqlite_checks(times=("succeeded_at",), json_columns=("detail",)),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    # What was asked to be erased, told by salted hashes alone: no id, no name.
+    Column("id", _ROW_NUMBER, primary_key=True),
+    Column("salt", Text, nullable=False),
+    Column("client_hash", Text, nullable=False),
+    # Null: the whole client.
+    Column("lead_hash", Text),
+    _time("asked_at", nullable=False),
+    # Null while copies may be left; the same command again finishes it.
+    _time("done_at"),
+    # Set by an import that was told to take the lead again.
+    _time("lifted_at"),
+    # Filled and emptied within the deleting transaction: whose history the triggers let go.
+    Column("open_client_id", Text),
+    Index(None, "client_hash"),
+    *_sqlite_checks(times=("asked_at", "done_at", "lifted_at")),
 )
