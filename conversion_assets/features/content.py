@@ -216,12 +216,26 @@ def _field_value(value: object, dtype: object) -> object:
 
 
 def _compute_chunk(touches: pl.DataFrame, vocabulary: ContentVocabulary) -> pl.DataFrame:
+    return describe_texts(read_texts(touches), vocabulary)
+
+
+def read_texts(touches: pl.DataFrame) -> pl.DataFrame:
+    """Decode what touches say: text of the snapshot, else of the metadata.
+
+    Args:
+        touches: content_snapshot, metadata (JSON text), sequence_id and the columns of
+            :data:`PERSONAL_VALUES` of the touch's own lead.
+
+    Returns:
+        Frame of the same length and order: subject, body, template_id, sequence_id (null where
+        blank), ``is_invalid_json``, the personal values, and both documents decoded.
+    """
     snapshot, bad_snapshot = decode_json(touches["content_snapshot"], _SNAPSHOT)
     metadata, bad_metadata = decode_json(touches["metadata"], _SNAPSHOT)
     frame = touches.select("sequence_id", *PERSONAL_VALUES).with_columns(
         s=snapshot, m=metadata, is_invalid_json=bad_snapshot | bad_metadata
     )
-    frame = frame.with_columns(
+    return frame.with_columns(
         subject=_first_text("s.subject", "m.subject"),
         body=_first_text("s.body", "s.message", "m.body", "m.message"),
         template_id=_first_text("s.template_id", "m.template_id"),
@@ -229,11 +243,15 @@ def _compute_chunk(touches: pl.DataFrame, vocabulary: ContentVocabulary) -> pl.D
             _blank_to_null(pl.col("sequence_id")), _first_text("s.sequence_id", "m.sequence_id")
         ),
     )
+
+
+def describe_texts(texts: pl.DataFrame, vocabulary: ContentVocabulary) -> pl.DataFrame:
+    """Match the texts of :func:`read_texts`, row by row; columns as of :func:`compute_content`."""
     frame = pl.concat(
         [
-            frame,
-            _match_subjects(frame["subject"], vocabulary),
-            _match_bodies(frame["body"], vocabulary),
+            texts,
+            _match_subjects(texts["subject"], vocabulary),
+            _match_bodies(texts["body"], vocabulary),
         ],
         how="horizontal",
     )
