@@ -1,8 +1,9 @@
 """The code location: everything that Dagster knows of this project, in explicit lists."""
 
-from dagster import Definitions, in_process_executor
+from dagster import Definitions, in_process_executor, map_asset_specs
 
 from conversion_assets.assets.features import features
+from conversion_assets.assets.freshness import expect_weekly
 from conversion_assets.assets.patterns import patterns
 from conversion_assets.assets.sources import SOURCES
 from conversion_assets.checks.health import pattern_health
@@ -17,7 +18,7 @@ from conversion_assets.sensors import SENSORS
 SETTINGS = SettingsResource()
 
 defs = Definitions(
-    assets=[*SOURCES, features, patterns],
+    assets=map_asset_specs(expect_weekly, [*SOURCES, features, patterns]),
     asset_checks=[pattern_health],
     jobs=JOBS,
     schedules=SCHEDULES,

@@ -6,6 +6,7 @@ from typing import Literal
 from dagster import AssetExecutionContext, AssetSpec, DataVersion, MaterializeResult, multi_asset
 
 from conversion_assets.features import FEATURE_VERSION
+from conversion_assets.orchestration.pools import LEARNING_POOL
 from conversion_assets.orchestration.retries import RETRY_TRANSIENT, transient_faults_only
 from conversion_assets.orchestration.runs import record_stage
 from conversion_assets.resources.database import DatabaseResource
@@ -30,6 +31,7 @@ GRAINS: dict[Literal["lead_features", "touch_features"], str] = {
         )
         for name, grain in GRAINS.items()
     ],
+    pool=LEARNING_POOL,
     retry_policy=RETRY_TRANSIENT,
 )
 def features(

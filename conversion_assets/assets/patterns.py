@@ -19,6 +19,7 @@ from conversion_assets.domain.moments import parse_moment
 from conversion_assets.domain.terms import PatternType
 from conversion_assets.learning import CODE_VERSION
 from conversion_assets.orchestration.events import Materialization, record_materializations
+from conversion_assets.orchestration.pools import LEARNING_POOL
 from conversion_assets.orchestration.presentation import describe_pattern
 from conversion_assets.orchestration.retries import RETRY_TRANSIENT, transient_faults_only
 from conversion_assets.orchestration.runs import (
@@ -73,6 +74,7 @@ class LearningRun(Config):
     ],
     can_subset=True,
     backfill_policy=BackfillPolicy.single_run(),
+    pool=LEARNING_POOL,
     retry_policy=RETRY_TRANSIENT,
 )
 def patterns(

@@ -122,6 +122,8 @@ def _execute(
         tags={
             **covering_range(keys, [partition_key(client) for client in chosen]),
             LAUNCHER_TAG: _LAUNCHER,
+            # Whoever typed the command sees how it ends; a daemon must not start it again.
+            "dagster/max_retries": "0",
         },
         run_config={
             "ops": {"patterns": {"config": config}},

@@ -24,8 +24,16 @@ run_coordinator:
   module: dagster._core.run_coordinator
   class: QueuedRunCoordinator
   config: {dequeue_interval_seconds: 1}
-# One learning run at a time: two would only wait for each other's write locks.
-concurrency: {runs: {max_concurrent_runs: 1}}
+# One run at a time that learns (pool "learning"): two would only wait for each other's write locks.
+# The second place is for the health check, which must not wait for a long learning run.
+concurrency:
+  runs: {max_concurrent_runs: 2}
+  pools: {granularity: run, default_limit: 1}
+# A run whose process was killed is started again; one that failed because of its data is not.
+run_monitoring: {enabled: true, start_timeout_seconds: 180, cancel_timeout_seconds: 60}
+run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
+# Ages of assets, see assets/freshness.py.
+freshness: {enabled: true}
 # A cold start of the code location on a busy two-core machine.
 code_servers: {local_startup_timeout: 180}
 """
