@@ -3,17 +3,25 @@
 A dimension declares what it counts; one engine counts all dimensions the same way. For every cell
 it gives the expected conversions under "this value makes no difference", with the strata it is
 adjusted for held fixed, and the variance of the count under that assumption.
+
+Rows are counted by codes (see `detectors/codes.py`): each column becomes small whole numbers once,
+a cell is a mixed-radix number of client, value and strata, and counting is one pass over whole
+numbers. Labels are made for the few cells, never for the many rows.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from conversion_assets.detectors.population import Population
+from conversion_assets.detectors.codes import Booleans, Digit, Ints, combine, count_codes, split
+from conversion_assets.detectors.population import Population, Rows
 from conversion_assets.domain.terms import PatternType, Unit
+
+Floats = NDArray[np.float64]
 
 # Beyond this many values of one dimension the rest are too rare to say anything about and would
 # only lengthen the document; they stay in the base that others are compared with.
@@ -29,6 +37,8 @@ class Dimension:
         name: Path in the document, `title_rankings.seniority`.
         rows: Which rows of the population are counted.
         value: Label of a row's cell (String; null: in no cell). Either this or `flags`.
+        bins: Columns of few values made of columns of many, by name.
+        label: The same as `value`, over `bins`; not given where no column has many values.
         flags: Label of a cell to the Boolean column that says who is in it.
         counts_in: Rows that belong to the base at all.
         strata: Columns that are held fixed when the expected count is computed.
@@ -40,8 +50,10 @@ class Dimension:
 
     pattern: PatternType
     name: str
-    rows: Literal["leads", "touches", "sequences"]
+    rows: Rows
     value: pl.Expr | None = None
+    bins: Mapping[str, pl.Expr] = field(default_factory=dict)
+    label: pl.Expr | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
     counts_in: pl.Expr = field(default_factory=lambda: pl.lit(True))
     strata: tuple[str, ...] = ()
@@ -58,6 +70,29 @@ class Dimension:
     def outcome(self) -> str:
         """Column that says whether a row converted."""
         return "is_converted" if self.rows == "leads" else "is_outcome"
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Cells in strata, sorted by client, label and stratum; arrays of shape (counts,).
+
+    Attributes:
+        client: Client index.
+        label: Code of the cell's value in `labels`.
+        labels: Values, ascending.
+        strata: Codes of each stratum's columns.
+        n: Rows in the cell and stratum; k: of them converted.
+        base_n: Rows of the client in the stratum; base_k: of them converted.
+    """
+
+    client: Ints
+    label: Ints
+    labels: pl.Series
+    strata: list[Ints]
+    n: Ints
+    k: Ints
+    base_n: Ints
+    base_k: Ints
 
 
 def count_cells(
@@ -77,57 +112,158 @@ def count_cells(
     Returns:
         Columns client, value, *strata, n, k, base_n, base_k, sorted by client, value, strata.
     """
-    rows = _select_rows(population, dimension, strata)
-    if clients is not None:
-        rows = rows.filter(pl.col("client").is_in(clients.implode()))
-    keys = ["client", *strata]
-    outcome = pl.col(dimension.outcome)
-    base = rows.group_by(keys).agg(
-        base_n=pl.len().cast(pl.Int64), base_k=outcome.sum().cast(pl.Int64)
+    counts = _count(population, dimension, strata, clients)
+    return pl.DataFrame(
+        {
+            "client": counts.client.astype(np.int32),
+            "value": counts.labels.gather(counts.label),
+            **{
+                name: population.encode(dimension.rows, name).values.gather(codes)
+                for name, codes in zip(strata, counts.strata, strict=True)
+            },
+            "n": counts.n,
+            "k": counts.k,
+            "base_n": counts.base_n,
+            "base_k": counts.base_k,
+        }
     )
-    if dimension.value is not None:
-        counted = (
-            rows.with_columns(value=dimension.value)
-            .filter(pl.col("value").is_not_null())
-            .group_by("client", "value", *strata)
-            .agg(n=pl.len().cast(pl.Int64), k=outcome.sum().cast(pl.Int64))
-        )
-    else:
-        counted = _count_flags(rows, dimension, keys)
-    return counted.join(base, on=keys, nulls_equal=True).sort("client", "value", *strata)
 
 
-def _select_rows(
-    population: Population, dimension: Dimension, strata: Sequence[str]
-) -> pl.DataFrame:
-    """Rows that count in a dimension, with no more columns than counting needs.
+@dataclass(frozen=True)
+class _Selection:
+    """Rows that count, and the stratum each of them lies in.
 
-    The frames are some sixty columns wide; filtering them whole took a third of the counting.
+    Attributes:
+        places: Places of the rows in the frame; a slice where all of them count.
+        outcome: Whether each converted.
+        digits: Client and strata of each, see `combine`.
+        number: The same as one number per row.
+        size: How many such numbers there can be.
     """
-    rows: pl.DataFrame = getattr(population, dimension.rows)
-    needed = {"client", dimension.outcome, *strata, *dimension.flags.values()}
-    for expression in (dimension.value, dimension.counts_in):
-        if expression is not None:
-            needed |= set(expression.meta.root_names())
-    narrow = rows.select(column for column in rows.columns if column in needed)
-    return narrow.filter(dimension.counts_in)
+
+    places: Ints | slice
+    outcome: Booleans
+    digits: list[Digit]
+    number: Ints
+    size: int
 
 
-def _count_flags(rows: pl.DataFrame, dimension: Dimension, keys: list[str]) -> pl.DataFrame:
-    """Counts of Boolean columns, which may overlap, in one pass over the rows."""
-    outcome = pl.col(dimension.outcome)
-    wide = rows.group_by(keys).agg(
-        *[pl.col(c).sum().cast(pl.Int64).alias(f"n|{v}") for v, c in dimension.flags.items()],
-        *[
-            (pl.col(c) & outcome).sum().cast(pl.Int64).alias(f"k|{v}")
-            for v, c in dimension.flags.items()
-        ],
+class _Cells(NamedTuple):
+    """Cells in strata, in any order: label, client and strata in one number, rows, conversions."""
+
+    label: Ints
+    number: Ints
+    n: Ints
+    k: Ints
+
+
+def _count(
+    population: Population,
+    dimension: Dimension,
+    strata: Sequence[str],
+    clients: pl.Series | None = None,
+) -> _Counts:
+    chosen = _select(population, dimension, strata, clients)
+    base_number, base_n, base_k = count_codes(chosen.number, chosen.size, chosen.outcome)
+    count = _count_flags if dimension.value is None else _count_values
+    labels, cells = count(population, dimension, chosen)
+    radices = [radix for _, radix in chosen.digits]
+    client = cells.number // max(chosen.size // radices[0], 1)
+    order = np.lexsort((cells.number, cells.label, client))
+    number = cells.number[order]
+    place = np.searchsorted(base_number, number)
+    return _Counts(
+        client=client[order],
+        label=cells.label[order],
+        labels=labels,
+        strata=split(number, radices)[1:],
+        n=cells.n[order],
+        k=cells.k[order],
+        base_n=base_n[place],
+        base_k=base_k[place],
     )
-    long = [
-        wide.select(*keys, value=pl.lit(value), n=f"n|{value}", k=f"k|{value}")
-        for value in dimension.flags
+
+
+def _select(
+    population: Population,
+    dimension: Dimension,
+    strata: Sequence[str],
+    clients: pl.Series | None = None,
+) -> _Selection:
+    rows = dimension.rows
+    places = _choose_rows(population, dimension, clients)
+    coded = [population.encode(rows, name) for name in strata]
+    digits = [
+        (population.clients(rows)[places], len(population.client_ids)),
+        *((one.codes[places], one.radix) for one in coded),
     ]
-    return pl.concat(long).filter(pl.col("n") > 0).select("client", "value", *keys[1:], "n", "k")
+    number, size = combine(digits)
+    outcome = population.is_true(rows, dimension.outcome)[places]
+    return _Selection(places, outcome, digits, number, size)
+
+
+def _choose_rows(
+    population: Population, dimension: Dimension, clients: pl.Series | None = None
+) -> Ints | slice:
+    """Places of the rows that count in a dimension; a slice where all do."""
+    wanted = None
+    roots = set(dimension.counts_in.meta.root_names())
+    if roots:
+        narrow = population.frame(dimension.rows).select(roots)
+        wanted = narrow.select(w=dimension.counts_in)["w"].fill_null(False).to_numpy()
+    if clients is not None:
+        is_chosen = np.zeros(len(population.client_ids), dtype=np.bool_)
+        is_chosen[clients.to_numpy()] = True
+        among = is_chosen[population.clients(dimension.rows)]
+        wanted = among if wanted is None else wanted & among
+    return slice(None) if wanted is None or wanted.all() else np.flatnonzero(wanted)
+
+
+def _count_values(
+    population: Population, dimension: Dimension, chosen: _Selection
+) -> tuple[pl.Series, _Cells]:
+    """Count by the columns that the label is made of, then label the few combinations."""
+    label_by = dimension.value if dimension.label is None else dimension.label
+    assert label_by is not None  # noqa: S101 - for the types
+    names = list(dict.fromkeys(label_by.meta.root_names()))
+    coded = [population.encode(dimension.rows, name, dimension.bins.get(name)) for name in names]
+    key, keys = combine([(one.codes[chosen.places], one.radix) for one in coded])
+    number, size = combine([(key, keys), (chosen.number, chosen.size)])
+    occurring, n, k = count_codes(number, size, chosen.outcome)
+    key, place = split(occurring, [keys, chosen.size])
+    distinct, key = np.unique(key, return_inverse=True)
+    columns = split(distinct, [one.radix for one in coded])
+    label_of = pl.DataFrame(
+        {n: one.values.gather(code) for n, one, code in zip(names, coded, columns, strict=True)}
+    ).select(label=label_by.cast(pl.String))["label"]
+    labels = label_of.drop_nulls().unique().sort()
+    rank = label_of.replace_strict(labels, range(len(labels)), default=-1, return_dtype=pl.Int64)
+    label = rank.to_numpy()[key]
+    is_labelled = label >= 0
+    cells = _Cells(label[is_labelled], place[is_labelled], n[is_labelled], k[is_labelled])
+    is_shared = len(labels) < len(label_of) - label_of.null_count()
+    return labels, _merge(cells, chosen.size) if is_shared else cells
+
+
+def _merge(cells: _Cells, size: int) -> _Cells:
+    """Make one cell of several combinations that share a label."""
+    together, group = np.unique(cells.label * size + cells.number, return_inverse=True)
+    label, number = together // size, together % size
+    n, k = (np.bincount(group, x, label.size).astype(np.int64) for x in (cells.n, cells.k))
+    return _Cells(label, number, n, k)
+
+
+def _count_flags(
+    population: Population, dimension: Dimension, chosen: _Selection
+) -> tuple[pl.Series, _Cells]:
+    """Count Boolean columns, which may overlap."""
+    labels = pl.Series(sorted(dimension.flags), dtype=pl.String)
+    found = []
+    for label, name in enumerate(labels):
+        flag = population.is_true(dimension.rows, dimension.flags[name])[chosen.places]
+        number, n, k = count_codes(chosen.number[flag], chosen.size, chosen.outcome[flag])
+        found.append((np.full(number.size, label), number, n, k))
+    return labels, _Cells(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
@@ -144,30 +280,44 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
     Source:
         Mantel & Haenszel 1959: expected count and variance of a stratified two-by-two table.
     """
-    cells = (
-        counts.group_by("client", "value")
-        .agg(pl.col("n").sum(), pl.col("k").sum())
-        .sort("client", "value")
-    )
     cell = counts.select(pl.struct("client", "value").rle_id()).to_series().to_numpy()
-    n, k_all, n_all = (counts[c].to_numpy().astype(np.float64) for c in ("n", "base_k", "base_n"))
-    expected = n * k_all / n_all
+    n, k, base_n, base_k = (counts[c].to_numpy() for c in ("n", "k", "base_n", "base_k"))
+    sums, moments = _add_strata_up(cell.astype(np.int64), n, k, (base_n, base_k))
+    first = np.flatnonzero(np.diff(cell.astype(np.int64), prepend=-1))
+    return counts[first].select("client", "value").with_columns(**sums, **moments)
+
+
+def _add_strata_up(
+    cell: Ints, n: Ints, k: Ints, base: tuple[Ints, Ints]
+) -> tuple[dict[str, Ints], dict[str, Floats]]:
+    """Counts, and moments of the conversions without effect, over the strata of each cell.
+
+    Args:
+        cell: Number of the cell each stratum belongs to, ascending from 0 without gaps.
+        n: Rows of the cell in the stratum.
+        k: Of them converted.
+        base: Rows and conversions of the client in the stratum.
+    """
+    cells = int(cell[-1]) + 1 if cell.size else 0
+    n_in, n_all, k_all = (one.astype(np.float64) for one in (n, *base))
+    expected = n_in * k_all / n_all
     free = n_all > 1
     variance = np.where(
         free,
-        expected * (1 - n / n_all) * (n_all - k_all) / np.where(free, n_all - 1, 1.0),
+        expected * (1 - n_in / n_all) * (n_all - k_all) / np.where(free, n_all - 1, 1.0),
         0.0,
     )
     # Skewness of the hypergeometric distribution; of two rows there is none.
-    third = variance * (n_all - 2 * k_all) * (n_all - 2 * n)
+    third = variance * (n_all - 2 * k_all) * (n_all - 2 * n_in)
     third /= np.where(n_all > 2, n_all * (n_all - 2), np.inf)
-    base_variance = n**2 * k_all * (n_all - k_all) / n_all**3
-    return cells.with_columns(
+    base_variance = n_in**2 * k_all * (n_all - k_all) / n_all**3
+    sums = {"expected": expected, "variance": variance, "third": third,
+            "base_variance": base_variance}  # fmt: skip
+    return (
+        # Counts stay below 2**53 and are exact as floats.
+        {name: np.bincount(cell, x, cells).astype(np.int64) for name, x in (("n", n), ("k", k))},
         # Of no rows bincount makes integers.
-        expected=np.bincount(cell, expected, cells.height).astype(np.float64),
-        variance=np.bincount(cell, variance, cells.height).astype(np.float64),
-        third=np.bincount(cell, third, cells.height).astype(np.float64),
-        base_variance=np.bincount(cell, base_variance, cells.height).astype(np.float64),
+        {name: np.bincount(cell, x, cells).astype(np.float64) for name, x in sums.items()},
     )
 
 
@@ -180,38 +330,27 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
         naive_expected (of the unadjusted comparison), is_adjusted, frequency_rank (1 for the
         client's most frequent value).
     """
-    if dimension.rows == "sequences":
-        # A lead stands in `sequences` once for every length, so the base is counted on the leads.
-        base = population.leads.group_by("client").agg(
-            base_n=pl.len().cast(pl.Int64), base_k=pl.col("is_converted").sum().cast(pl.Int64)
-        )
-    else:
-        base = (
-            _select_rows(population, dimension, ())
-            .group_by("client")
-            .agg(
-                base_n=pl.len().cast(pl.Int64),
-                base_k=pl.col(dimension.outcome).sum().cast(pl.Int64),
-            )
-        )
-    strata = [*dimension.within, *dimension.strata]
-    cells = summarize_cells(count_cells(population, dimension, strata)).join(base, on="client")
+    counts = _count(population, dimension, [*dimension.within, *dimension.strata])
+    client, label, sums, moments = _sum_cells(counts)
+    base_n, base_k = (total[client] for total in _count_base(population, dimension))
     if dimension.within and dimension.strata:
-        naive = summarize_cells(count_cells(population, dimension, dimension.within))
-        cells = cells.join(
-            naive.select("client", "value", naive_expected="expected"), on=["client", "value"]
-        )
+        naive = _sum_cells(_count(population, dimension, dimension.within))[3]["expected"]
+    elif dimension.within:
+        naive = moments["expected"]
     else:
-        # By numpy: Polars multiplies by the reciprocal where all divisors happen to be one number,
-        # and a client's last digit would then depend on who else is there.
-        n, k_all, n_all = (
-            cells[c].to_numpy().astype(np.float64) for c in ("n", "base_k", "base_n")
-        )
-        unadjusted = pl.Series(n * k_all / n_all)
-        cells = cells.with_columns(
-            naive_expected=pl.col("expected") if dimension.within else unadjusted
-        )
-    return cells.select(
+        naive = sums["n"] * base_k / base_n
+    return pl.DataFrame(
+        {
+            "client": client.astype(np.int32),
+            "value": counts.labels.gather(label),
+            **sums,
+            **moments,
+            "base_n": base_n,
+            "base_k": base_k,
+            "naive_expected": naive,
+            "frequency_rank": _rank_by_frequency(client, label, sums["n"]),
+        }
+    ).select(
         "client",
         pl.lit(dimension.pattern.value).alias("pattern"),
         pl.lit(dimension.name).alias("dimension"),
@@ -227,5 +366,35 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
         "base_variance",
         "naive_expected",
         pl.lit(bool(dimension.strata)).alias("is_adjusted"),
-        pl.struct(-pl.col("n"), "value").rank("ordinal").over("client").alias("frequency_rank"),
-    ).sort("client", "value")
+        "frequency_rank",
+    )
+
+
+def _sum_cells(counts: _Counts) -> tuple[Ints, Ints, dict[str, Ints], dict[str, Floats]]:
+    """Client, label, counts and moments of each cell, sorted by client and label."""
+    is_new = np.diff(counts.client * max(len(counts.labels), 1) + counts.label, prepend=-1) != 0
+    sums = _add_strata_up(np.cumsum(is_new) - 1, counts.n, counts.k, (counts.base_n, counts.base_k))
+    return counts.client[is_new], counts.label[is_new], *sums
+
+
+def _rank_by_frequency(client: Ints, label: Ints, n: Ints) -> NDArray[np.uint32]:
+    """Rank of each cell within its client: the largest first, ties by label."""
+    order = np.lexsort((label, -n, client))
+    starts = np.flatnonzero(np.diff(client, prepend=-1))
+    first = np.repeat(starts, np.diff(np.append(starts, client.size)))
+    rank = np.empty(client.size, dtype=np.uint32)
+    rank[order] = np.arange(client.size) - first + 1
+    return rank
+
+
+def _count_base(population: Population, dimension: Dimension) -> tuple[Ints, Ints]:
+    """Rows and conversions of each client in a dimension, whatever their value."""
+    clients = len(population.client_ids)
+    if dimension.rows == "sequences":
+        # A lead stands in `sequences` once for every length, so the base is counted on the leads.
+        owner, outcome = population.clients("leads"), population.is_true("leads", "is_converted")
+    else:
+        chosen = _choose_rows(population, dimension)
+        owner = population.clients(dimension.rows)[chosen]
+        outcome = population.is_true(dimension.rows, dimension.outcome)[chosen]
+    return np.bincount(owner, minlength=clients), np.bincount(owner[outcome], minlength=clients)

@@ -9,12 +9,16 @@ Touches count while their lead is at risk: made in the window, not after the lea
 old enough for their own outcome to be known.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from conversion_assets.detectors.codes import Codes, encode
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import SCORE_COMPONENTS, NoteKind
 
@@ -23,6 +27,10 @@ LAST_TOUCH_STRATUM = 8
 LONGEST_SEQUENCE = 6
 SEQUENCE_SEPARATOR = "\x1f"
 """Joins channels of a prefix; a control character, which no channel name contains."""
+
+Rows = Literal["leads", "touches", "sequences"]
+"""The frames of a population that are counted."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,46 @@ class Population:
     followed: pl.DataFrame
     summary: pl.DataFrame
     notes: pl.DataFrame
+    # Not carried over by `replace`: what was made of another frame would be wrong.
+    _made: dict[tuple[str, str], Any] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def frame(self, rows: Rows) -> pl.DataFrame:
+        """One of the frames that are counted, by name."""
+        return {"leads": self.leads, "touches": self.touches, "sequences": self.sequences}[rows]
+
+    def clients(self, rows: Rows) -> NDArray[np.int64]:
+        """Client index of each row."""
+        return self._once(rows, "client index", lambda f: f["client"].cast(pl.Int64).to_numpy())
+
+    def is_true(self, rows: Rows, name: str) -> NDArray[np.bool_]:
+        """A Boolean column, null as false."""
+        return self._once(rows, f"truth {name}", lambda f: f[name].fill_null(False).to_numpy())
+
+    def encode(self, rows: Rows, name: str, bins: pl.Expr | None = None) -> Codes:
+        """A column in codes.
+
+        Args:
+            rows: The frame.
+            name: A column of it, or the name of what `bins` makes.
+            bins: How the column is made of others; a name always stands for the same.
+        """
+        if bins is None:
+            return self._once(rows, f"codes {name}", lambda f: encode(f[name]))
+        made = bins.alias(name)
+        return self._once(
+            rows,
+            f"codes of bins {name}",
+            lambda f: encode(f.select(set(bins.meta.root_names())).select(made)[name]),
+        )
+
+    def _once(self, rows: Rows, key: str, make: Callable[[pl.DataFrame], Result]) -> Result:
+        """What is made of a frame, made once: some seventy counts share a dozen columns."""
+        if (rows, key) not in self._made:
+            self._made[rows, key] = make(self.frame(rows))
+        made: Result = self._made[rows, key]
+        return made
 
 
 def select_population(

@@ -44,7 +44,6 @@ def build_dimensions(columns: list[str]) -> list[Dimension]:
         "subject_length": (pl.col("subject_length"), has_subject),
         "ctas.effective": (pl.col("cta"), has_content),
         "ctas.by_type": (pl.col("cta_type"), has_content),
-        "optimal_length": (_bin_length(), has_content & pl.col("word_count").is_not_null()),
         "templates": (pl.col("template_id"), pl.col("template_id").is_not_null()),
     }
     return [
@@ -56,24 +55,41 @@ def build_dimensions(columns: list[str]) -> list[Dimension]:
         Dimension(PatternType.WHAT, name, "touches", value=value, counts_in=counted,
                   strata=STRATA, checked=CHECKED)
         for name, (value, counted) in valued.items()
+    ] + [
+        Dimension(PatternType.WHAT, "optimal_length", "touches",
+                  value=_label_length(_bin_length()), bins={"length_bin": _bin_length()},
+                  label=_label_length(pl.col("length_bin")),
+                  counts_in=has_content & pl.col("word_count").is_not_null(),
+                  strata=STRATA, checked=CHECKED),
     ]  # fmt: skip
 
 
 def _bin_length() -> pl.Expr:
-    """Label `channel|bin` of a body's length; null for an empty body."""
-    words, characters = pl.col("word_count"), pl.col("char_count")
+    """Number of the bin that a body's length falls in; null for an empty body."""
     return (
         pl.when(pl.col("channel") == Channel.SMS.value)
-        .then(_cut(characters, CHARACTER_BINS))
-        .otherwise(_cut(words, WORD_BINS))
+        .then(_cut(pl.col("char_count"), CHARACTER_BINS))
+        .otherwise(_cut(pl.col("word_count"), WORD_BINS))
     )
 
 
 def _cut(length: pl.Expr, bins: tuple[tuple[str, int], ...]) -> pl.Expr:
-    label = pl.lit(None, dtype=pl.String)
-    for name, highest in reversed(bins):
-        label = pl.when(length <= highest).then(pl.lit(name)).otherwise(label)
-    return pl.when(length > 0).then(pl.concat_str("channel", label, separator="|"))
+    number = pl.lit(None, dtype=pl.Int8)
+    for place, (_, highest) in reversed(list(enumerate(bins))):
+        number = pl.when(length <= highest).then(pl.lit(place, pl.Int8)).otherwise(number)
+    return pl.when(length > 0).then(number)
+
+
+def _label_length(number: pl.Expr) -> pl.Expr:
+    """Label `channel|bin` of a bin's number."""
+    characters, words = (
+        number.cast(pl.Int32).replace_strict(
+            range(len(bins)), [name for name, _ in bins], default=None, return_dtype=pl.String
+        )
+        for bins in (CHARACTER_BINS, WORD_BINS)
+    )
+    bin_name = pl.when(pl.col("channel") == Channel.SMS.value).then(characters).otherwise(words)
+    return pl.concat_str("channel", bin_name, separator="|")
 
 
 def build_document(header: Header, table: EstimateTable) -> WhatPattern:

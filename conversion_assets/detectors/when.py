@@ -53,18 +53,28 @@ def build_dimensions() -> list[Dimension]:
                   value=pl.col("touch_number").cast(pl.String), strata=("channel",),
                   checked=("channel", "source", "month")),
         Dimension(PatternType.WHEN, "optimal_gaps", "touches",
-                  value=pl.concat_str(pl.col("touch_number"), _bin_gap(), separator="|"),
+                  value=_label_gap(_bin_gap()), bins={"gap_bin": _bin_gap()},
+                  label=_label_gap(pl.col("gap_bin")),
                   counts_in=position & pl.col("gap_days").is_not_null(),
                   strata=("channel", "touch_number"), checked=("channel", "source", "month")),
     ]  # fmt: skip
 
 
 def _bin_gap() -> pl.Expr:
+    """Number of the bin that the days since the previous touch fall in."""
     days = pl.col("gap_days").round(0).cast(pl.Int32)
-    label = pl.lit(None, dtype=pl.String)
-    for name, _, highest in reversed(GAP_BINS):
-        label = pl.when(days <= highest).then(pl.lit(name)).otherwise(label)
-    return label
+    number = pl.lit(None, dtype=pl.Int8)
+    for place, (_, _, highest) in reversed(list(enumerate(GAP_BINS))):
+        number = pl.when(days <= highest).then(pl.lit(place, pl.Int8)).otherwise(number)
+    return number
+
+
+def _label_gap(number: pl.Expr) -> pl.Expr:
+    """Label `touch number|bin` of a bin's number."""
+    gap = number.cast(pl.Int32).replace_strict(
+        range(len(GAP_BINS)), [name for name, *_ in GAP_BINS], default=None, return_dtype=pl.String
+    )
+    return pl.concat_str(pl.col("touch_number"), gap, separator="|")
 
 
 def compute_neighbour_lift(cells: pl.DataFrame, dimension: Dimension) -> pl.Series:

@@ -136,7 +136,7 @@ def test_the_best_gap_is_the_highest_lift_with_evidence():
     assert advice["interval"] == [3.0, 5.0]
 
 
-def _sequences(swap_later: bool):
+def _find_sequences(swap_later: bool):
     """Leads of two halves; the earlier favours one prefix, the later another if swapped."""
     dice = random.Random(4)
     leads, touches = [], []
@@ -160,29 +160,24 @@ def _sequences(swap_later: bool):
     features = build(leads, touches)
     return how.discover_sequences(
         select_population(features.leads, features.touches, ["c0"], AS_OF, LearningConfig())
-    ).sequences
+    )
 
 
 @pytest.mark.parametrize("swap_later", [False, True])
 def test_prefixes_are_found_on_the_earlier_half_alone(swap_later):
-    sequences = _sequences(swap_later)
+    sequences = _find_sequences(swap_later).sequences
     candidates = set(sequences.filter("is_candidate")["prefix"])
     assert candidates == {SEQUENCE_SEPARATOR.join(["email", "voice"])}
     assert sequences["is_later_half"].mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_document_counts_the_later_half_alone():
-    sequences = _sequences(swap_later=True)
+    population = _find_sequences(swap_later=True)
+    sequences = population.sequences
     dimension = next(d for d in how.build_dimensions() if d.name == "winning_sequences")
     counted = sequences.filter("is_candidate", "is_later_half")
 
-    class Rows:
-        pass
-
-    population = Rows()
-    population.sequences = sequences
-    population.leads = sequences.unique("lead_id").rename({"is_outcome": "is_converted"})
-    cell = count_dimension(population, dimension).row(0, named=True)  # type: ignore[arg-type]
+    cell = count_dimension(population, dimension).row(0, named=True)
     assert (cell["n"], cell["k"]) == (counted.height, counted["is_outcome"].sum())
     # In the later half the prefix loses, and the document says so.
     assert cell["k"] < cell["expected"]

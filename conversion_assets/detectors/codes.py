@@ -1,0 +1,151 @@
+"""Columns as small whole numbers, and counting by them.
+
+Group-bys on strings cost more than everything else in a refresh. Here a column is coded once, in
+the order of its values with null first, so that codes sort as values do; several columns make one
+number by mixed radix; and counting is `bincount` where the numbers are dense, a sort where not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+Digit = tuple[Ints, int]
+"""One code per row, and the radix: how many codes there are."""
+
+# Counting by place touches every possible number: worth it up to this many a row, and for any
+# table that fits the processor's cache.
+DENSE_NUMBERS_PER_ROW = 4
+DENSE_NUMBERS = 1 << 18
+LARGEST_NUMBER = 1 << 62
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A column in codes.
+
+    Attributes:
+        codes: Code of each row, 0..len(values)-1, shape (rows,).
+        values: Value of each code: null first, then ascending.
+    """
+
+    codes: Ints
+    values: pl.Series
+
+    @property
+    def radix(self) -> int:
+        """How many codes there are."""
+        return len(self.values)
+
+
+def encode(column: pl.Series) -> Codes:
+    """Code a column: equal values get equal codes, and codes are in the order of the values.
+
+    Example:
+        >>> coded = encode(pl.Series(["b", None, "a", "b"]))
+        >>> coded.codes.tolist(), coded.values.to_list()
+        ([2, 0, 1, 2], [None, 'a', 'b'])
+    """
+    if column.dtype == pl.Boolean:
+        return _encode_span(column.cast(pl.Int64), 0, 1, pl.Boolean())
+    if column.dtype.is_integer():
+        low, high = column.min(), column.max()
+        if low is None:
+            return _encode_span(column.cast(pl.Int64), 0, -1, column.dtype)
+        assert isinstance(low, int) and isinstance(high, int)  # noqa: S101, PT018 - for the types
+        if high - low < max(DENSE_NUMBERS, len(column)):
+            return _encode_span(column.cast(pl.Int64), low, high, column.dtype)
+    return _encode_distinct(column)
+
+
+def _encode_span(column: pl.Series, low: int, high: int, dtype: pl.DataType) -> Codes:
+    """Whole numbers of a narrow range: the code is the distance from the lowest."""
+    span = pl.Series([None, *range(low, high + 1)], dtype=pl.Int64)
+    codes = (column - (low - 1)).fill_null(0).to_numpy()
+    return Codes(codes, span.cast(dtype).rename(column.name))
+
+
+def _encode_distinct(column: pl.Series) -> Codes:
+    """Anything else: number the distinct values, then put the numbers into the values' order."""
+    if column.dtype == pl.String:
+        # Categories of its own: the shared ones would number every text the process ever saw.
+        texts = column.cast(pl.Categorical(pl.Categories.random()))
+        seen = texts.unique().drop_nulls()
+        known = pl.DataFrame({"place": seen.to_physical(), "value": seen.cast(pl.String)}).sort(
+            "value"
+        )
+        values = known["value"]
+        place_of = np.zeros(known.height + 1, dtype=np.int64)
+        place_of[known["place"].to_numpy().astype(np.int64)] = np.arange(1, known.height + 1)
+        # The last place, which no text has, stands for null.
+        codes = place_of[texts.to_physical().cast(pl.Int64).fill_null(known.height).to_numpy()]
+    else:
+        values = column.unique().drop_nulls().sort()
+        codes = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
+    nothing = values.clear().extend_constant(None, 1)
+    return Codes(codes, pl.concat([nothing, values]).rename(column.name))
+
+
+def combine(digits: Sequence[Digit]) -> tuple[Ints, int]:
+    """One number from several codes, the first the most significant.
+
+    Args:
+        digits: Codes and their radices; at least one.
+
+    Returns:
+        The numbers, shape (rows,), and how many there can be.
+
+    Raises:
+        OverflowError: there can be more than fit into 62 bits.
+    """
+    number, size = digits[0]
+    for codes, radix in digits[1:]:
+        size *= radix
+        number = number * radix + codes
+    if size > LARGEST_NUMBER:
+        raise OverflowError(f"{size} combinations of codes do not fit into 62 bits")
+    return number, size
+
+
+def split(number: Ints, radices: Sequence[int]) -> list[Ints]:
+    """The codes that `combine` made a number of, given their radices.
+
+    Example:
+        >>> number, _ = combine([(np.array([1]), 2), (np.array([3]), 5)])
+        >>> [codes.tolist() for codes in split(number, [2, 5])]
+        [[1], [3]]
+    """
+    parts = []
+    for radix in reversed(radices):
+        parts.append(number % radix)
+        number = number // radix
+    return parts[::-1]
+
+
+def count_codes(number: Ints, size: int, outcome: Booleans) -> tuple[Ints, Ints, Ints]:
+    """Rows and outcomes of each number that occurs.
+
+    Args:
+        number: One number per row, 0..size-1.
+        size: How many numbers there can be.
+        outcome: Whether a row's outcome happened, shape (rows,).
+
+    Returns:
+        The numbers that occur, ascending, and their rows and outcomes.
+    """
+    if size <= max(DENSE_NUMBERS, DENSE_NUMBERS_PER_ROW * number.size):
+        rows = np.bincount(number, minlength=size)
+        occurring = np.flatnonzero(rows)
+        outcomes = np.bincount(number[outcome], minlength=size)
+        return occurring, rows[occurring], outcomes[occurring]
+    counted = (
+        pl.DataFrame({"number": number, "outcome": outcome})
+        .group_by("number")
+        .agg(n=pl.len().cast(pl.Int64), k=pl.col("outcome").sum().cast(pl.Int64))
+        .sort("number")
+    )
+    return counted["number"].to_numpy(), counted["n"].to_numpy(), counted["k"].to_numpy()
