@@ -15,6 +15,7 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
+from conversion_assets.domain.ideal_profile import read_profile
 from conversion_assets.domain.terms import LeadStatus, SubscriptionStatus
 
 EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
@@ -63,6 +64,15 @@ def is_zone(name: str) -> bool:
     return True
 
 
+def _is_profile(column: pl.Expr) -> pl.Expr:
+    return column.map_batches(_are_profiles, return_dtype=pl.Boolean)
+
+
+def _are_profiles(texts: pl.Series) -> pl.Series:
+    usable = [text for text in texts.unique().drop_nulls() if read_profile(text)[1] is None]
+    return texts.is_in(pl.Series(usable, dtype=pl.String).implode())
+
+
 def _text(description: str, *, checks: Check | None = None, **metadata: Any) -> dy.String:
     return dy.String(
         nullable=not metadata.get("required", False),
@@ -106,12 +116,12 @@ def _count(description: str, *, checks: Check | None = None, **metadata: Any) ->
     )
 
 
-def _json(description: str) -> dy.String:
+def _json(description: str, *, checks: Check | None = None) -> dy.String:
     # In JSON the character is written as an escape; a backslash before it may itself be escaped.
     escaped = r"(?:^|[^\\])(?:\\\\)*\\u0000"
     return _text(
         description,
-        checks={"nul character": lambda c: ~c.str.contains(escaped)},
+        checks={"nul character": lambda c: ~c.str.contains(escaped), **(checks or {})},
         json=True,
     )
 
@@ -131,6 +141,10 @@ class ClientRows(dy.Schema):
         default="active",
     )
     is_paused = _flag("Learning is paused.", default="false")
+    ideal_profile = _json(
+        "Which companies the client looks for; see docs/lead-score.md.",
+        checks={"unusable ideal profile": _is_profile},
+    )
     als_learned_weights = _json("Learned weights of the lead score; later kept by the pipeline.")
     als_weights_updated_at = _time("When they were learned; later kept by the pipeline.")
     conversion_sample_count = _count(
@@ -151,7 +165,10 @@ class LeadRows(dy.Schema):
     first_name = _text("First name; matched against the body of touches.")
     last_name = _text("Last name.")
     email = _text("E-mail address.")
+    email_verified = _flag("The e-mail address was verified; null counts as not verified.")
+    personal_email = _text("A private e-mail address.")
     phone = _text("Telephone number.")
+    phone_verified = _flag("The telephone number was verified; null counts as not verified.")
     linkedin_url = _text("LinkedIn profile.")
     title = _text("Job title as written; normalised by the features.")
     company_name = _text("Company; matched against the body of touches.")
@@ -164,8 +181,11 @@ class LeadRows(dy.Schema):
     timezone = _text("IANA zone; the client's stands in.", checks={"unknown time zone": _is_zone})
     source = _text("Where the lead came from.")
     is_new_role = _flag("New in the role; null means not known.")
+    role_started_at = _time("When the lead took up the role; tells more than is_new_role.")
     is_hiring = _flag("The company is hiring; null means not known.")
     recently_funded = _flag("The company was funded lately; null means not known.")
+    funded_at = _time("When the company was last funded; tells more than recently_funded.")
+    is_competitor = _flag("The company is a competitor of the client; null counts as no.")
     status = _text(
         "One of: " + ", ".join(LeadStatus) + ".",
         checks={"unknown status": lambda c: c.is_in(list(LeadStatus))},

@@ -48,7 +48,7 @@ def stored(engine, *, with_changes=True):
             table = tables.metadata.tables[name]
             columns = [c for c in table.c if with_changes or c.name != "change_id"]
             rows = connection.execute(select(*columns).order_by(*table.primary_key))
-            result[name] = [tuple(row) for row in rows]
+            result[name] = list(rows)
     return result
 
 
@@ -179,7 +179,7 @@ def test_a_client_without_created_at_keeps_its_first(engine, tmp_path):
     before = digest(engine)
     load(engine, tmp_path, clients=[{"id": "a"}], now=lambda: datetime(2026, 1, 2, tzinfo=UTC))
     assert digest(engine) == before
-    assert stored(engine)["clients"][0][9] == datetime(2026, 1, 1, tzinfo=UTC)
+    assert stored(engine)["clients"][0].created_at == datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_only_changed_rows_get_a_new_change_id(engine, tmp_path):
@@ -202,7 +202,7 @@ def test_missing_columns_leave_stored_values(engine, tmp_path):
     assert digest(engine) == before
     load(engine, tmp_path, leads=[{"id": "1", "client_id": "a", "created_at": T, "title": None}])
     row = stored(engine)["leads"][0]
-    assert (row[7], row[17], row[18]) == (None, "in_sequence", 70.0)
+    assert (row.title, row.status, row.als_score) == (None, "in_sequence", 70.0)
 
 
 def test_a_conversion_tells_the_status(engine, tmp_path):
@@ -212,15 +212,15 @@ def test_a_conversion_tells_the_status(engine, tmp_path):
         {"id": "2", "client_id": "a", "created_at": T, "converted_at": None},
     ]
     load(engine, tmp_path, leads=news)
-    assert [row[17] for row in stored(engine)["leads"]] == ["converted", "dead"]
-    assert stored(engine)["leads"][0][25] == datetime(2024, 4, 1, tzinfo=UTC)
+    assert [row.status for row in stored(engine)["leads"]] == ["converted", "dead"]
+    assert stored(engine)["leads"][0].converted_at == datetime(2024, 4, 1, tzinfo=UTC)
 
 
 def test_learned_weights_are_not_undone(engine, tmp_path):
     load(engine, tmp_path, clients=[{"id": "a", "created_at": T, "conversion_sample_count": 5}])
     load(engine, tmp_path, clients=[{"id": "a", "created_at": T, "conversion_sample_count": None}])
     load(engine, tmp_path, clients=[{"id": "a", "created_at": T, "conversion_sample_count": 3}])
-    assert stored(engine)["clients"][0][7] == 5
+    assert stored(engine)["clients"][0].conversion_sample_count == 5
 
 
 def test_contradictions_are_noted(engine, tmp_path):
