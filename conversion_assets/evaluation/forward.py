@@ -8,6 +8,7 @@ The frames are those of `domain.forecasts`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -219,14 +220,12 @@ def _grade_moment(
 def _count_window(population: Population, dimensions: Sequence[Dimension]) -> pl.DataFrame:
     """Counts of every cell of the window, by `KEY`."""
     everything = pl.lit(value=True)
-    whole = Population(
-        **{
-            **population.__dict__,
-            # Discovery and confirmation lie behind; all leads of the window bear witness.
-            "sequences": population.sequences.with_columns(
-                is_later_half=everything, is_candidate=everything
-            ),
-        }
+    whole = replace(
+        population,
+        # Discovery and confirmation lie behind; all leads of the window bear witness.
+        sequences=population.sequences.with_columns(
+            is_later_half=everything, is_candidate=everything
+        ),
     )
     names = pl.DataFrame(
         {"client": range(len(population.client_ids)), "client_id": population.client_ids},
