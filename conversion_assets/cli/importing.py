@@ -25,6 +25,7 @@ _TABLES = ("clients", "leads", "activities")
 @click.option("--mapping", type=_FILE, help="YAML that declares how foreign tables are read.")
 @click.option("--input", "folder", type=_FOLDER, help="Folder of the foreign tables.")
 @click.option("--dry-run", is_flag=True, help="Check everything, store nothing.")
+@click.option("--allow-erased", is_flag=True, help="Take erased clients and leads again.")
 @json_option
 def import_command(
     *,
@@ -34,6 +35,7 @@ def import_command(
     mapping: Path | None,
     folder: Path | None,
     dry_run: bool,
+    allow_erased: bool,
     as_json: bool,
 ) -> int:
     """Import clients, leads and activities; a row with a known id is updated.
@@ -59,6 +61,7 @@ def import_command(
                 folder,
                 quarantine_dir=settings.quarantine,
                 dry_run=dry_run,
+                allow_erased=allow_erased,
                 progress=advance,
             )
         else:
@@ -71,6 +74,7 @@ def import_command(
                 activities=activities,
                 quarantine_dir=settings.quarantine,
                 dry_run=dry_run,
+                allow_erased=allow_erased,
                 progress=advance,
             )
     _print_report(report, as_json)

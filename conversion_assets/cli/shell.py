@@ -27,6 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("service", "Reach every configured service and say what is wrong."),
     "demo": ("demo", "Build a demonstration home and learn every client's patterns."),
     "diff": ("evaluating", "Explain what changed a client's patterns between two moments."),
+    "erase": ("erasing", "Erase a client or some of its leads everywhere, and prove it."),
     "evaluate": ("evaluating", "Print how earlier claims did, and replay the last weeks."),
     "health": ("health", "Check the patterns of the chosen or all active clients."),
     "heartbeat": ("health", "Say whether the machinery lives, for a monitor outside."),

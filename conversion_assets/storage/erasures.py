@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -254,9 +254,9 @@ def load_identities(engine: Engine, erasure: Erasure) -> pl.DataFrame:
     """What tells the leads apart from everybody else: what a proof must look for.
 
     Returns:
-        lead_id, first_name, last_name, email, phone, linkedin_url of those still stored.
+        lead_id, first_name, last_name, email, personal_email, phone, linkedin_url of those stored.
     """
-    names = ("first_name", "last_name", "email", "phone", "linkedin_url")
+    names = ("first_name", "last_name", "email", "personal_email", "phone", "linkedin_url")
     query = select(leads.c.id, *(leads.c[name] for name in names)).where(
         leads.c.client_id == erasure.client_id
     )
@@ -329,10 +329,12 @@ def delete_rows(engine: Engine, erasure: Erasure, *, learned: bool) -> dict[str,
             connection.execute(text("PRAGMA secure_delete = ON"))
         hold_off_imports(connection)
         _open_history(connection, erasure.client_id)
+        activities = _list_activities(connection, erasure)
         for table in _tables_of(erasure, learned=learned):
             for condition in _conditions(table, erasure):
                 done = connection.execute(delete(table).where(condition))
                 counts[table.name] = counts.get(table.name, 0) + done.rowcount
+        _forget_activities(connection, erasure, activities)
         if erasure.lead_ids is None:
             _redact_digests(connection, erasure.client_id)
         elif learned:
@@ -368,37 +370,46 @@ def _open_history(connection: Connection, client_id: str | None) -> None:
     )
 
 
-def forget_deletions(engine: Engine, erasure: Erasure, activity_ids: Collection[str] = ()) -> int:
+def forget_deletions(engine: Engine, erasure: Erasure) -> int:
     """Remove the ids that change tracking noted when rows were deleted; returns how many.
 
-    The columnar store must have dropped the rows before: it learns of deletions from these notes.
-    For leads, notes about activities name no lead, so all of the client's activities' notes go.
+    The columnar store must have dropped the rows before: its refresh learns of deletions from
+    these notes. Those about a lead's activities went with the activities.
     """
     table = row_deletions
-    condition = table.c.client_id == erasure.client_id
     with reported_connection_errors(engine), write_transaction(engine) as connection:
         if connection.dialect.name == "sqlite":
             connection.execute(text("PRAGMA secure_delete = ON"))
-        if erasure.lead_ids is None:
-            return connection.execute(delete(table).where(condition)).rowcount
-        wanted = {"leads": erasure.lead_ids, "activities": tuple(activity_ids)}
-        return sum(
-            connection.execute(
-                delete(table).where(condition, table.c.table_name == name, table.c.id.in_(part))
-            ).rowcount
-            for name, ids in wanted.items()
-            for part in _parts(ids)
+        own = table.c.client_id == erasure.client_id
+        parts: list[Any] = [own]
+        if erasure.lead_ids is not None:
+            is_lead = table.c.table_name == "leads"
+            parts = [own & is_lead & table.c.id.in_(part) for part in _parts(erasure.lead_ids)]
+        return sum(connection.execute(delete(table).where(part)).rowcount for part in parts)
+
+
+def _forget_activities(connection: Connection, erasure: Erasure, ids: list[str]) -> None:
+    """Remove the notes about a lead's activities: the one about the lead tells enough."""
+    table = row_deletions
+    for part in _parts(tuple(ids)):
+        connection.execute(
+            delete(table).where(
+                table.c.client_id == erasure.client_id,
+                table.c.table_name == "activities",
+                table.c.id.in_(part),
+            )
         )
 
 
-def load_activity_ids(engine: Engine, erasure: Erasure) -> list[str]:
-    """Ids of the activities that go with the leads."""
+def _list_activities(connection: Connection, erasure: Erasure) -> list[str]:
     table = metadata.tables["activities"]
-    found: list[str] = []
-    with reported_connection_errors(engine), engine.connect() as connection:
-        for condition in _conditions(table, erasure):
-            found += connection.execute(select(table.c.id).where(condition)).scalars()
-    return sorted(found)
+    if erasure.lead_ids is None:
+        return []
+    return [
+        activity
+        for condition in _conditions(table, erasure)
+        for activity in connection.execute(select(table.c.id).where(condition)).scalars()
+    ]
 
 
 def _tables_of(erasure: Erasure, *, learned: bool) -> list[Table]:

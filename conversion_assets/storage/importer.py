@@ -25,6 +25,7 @@ from conversion_assets.storage.database import (
     reported_connection_errors,
     require_current_schema,
 )
+from conversion_assets.storage.erasures import find_erased, hold_off_erasures, lift_erasures
 from conversion_assets.storage.quarantine import write_quarantine
 from conversion_assets.storage.upsert import checked_write_transaction, upsert_rows
 
@@ -75,11 +76,13 @@ class ImportReport(BaseModel):
 class _Batch:
     """Rows of one table on their way: as they came, and what was made of them."""
 
+    table: str
     raw: pl.DataFrame
     canonical: Canonical
     rows: pl.DataFrame
     refused: list[pl.DataFrame]
     repeated: int = 0
+    erased: pl.Series | None = None
 
     def refuse(self, rows: pl.DataFrame, reason: str | pl.Expr) -> None:
         """Take rows out, with a reason."""
@@ -98,6 +101,7 @@ def import_files(
     activities: Path | None = None,
     quarantine_dir: Path,
     dry_run: bool = False,
+    allow_erased: bool = False,
     progress: Progress | None = None,
     now: Callable[[], datetime] | None = None,
 ) -> ImportReport:
@@ -110,6 +114,7 @@ def import_files(
         activities: See `clients`.
         quarantine_dir: Folder that takes refused rows.
         dry_run: Check everything and write nothing, no quarantine either.
+        allow_erased: Take clients and leads again that were erased; their erasure is lifted.
         progress: Called after each stored batch.
         now: Clock for a client's missing created_at.
 
@@ -133,6 +138,7 @@ def import_files(
         names,
         quarantine_dir=quarantine_dir,
         dry_run=dry_run,
+        allow_erased=allow_erased,
         progress=progress,
         now=now,
     )
@@ -146,6 +152,7 @@ def import_frames(
     activities: pl.DataFrame | None = None,
     quarantine_dir: Path,
     dry_run: bool = False,
+    allow_erased: bool = False,
     progress: Progress | None = None,
     now: Callable[[], datetime] | None = None,
 ) -> ImportReport:
@@ -163,6 +170,7 @@ def import_frames(
         names,
         quarantine_dir=quarantine_dir,
         dry_run=dry_run,
+        allow_erased=allow_erased,
         progress=progress,
         now=now,
     )
@@ -175,6 +183,7 @@ def _import(
     *,
     quarantine_dir: Path,
     dry_run: bool,
+    allow_erased: bool,
     progress: Progress | None,
     now: Callable[[], datetime] | None,
 ) -> ImportReport:
@@ -184,12 +193,18 @@ def _import(
     }
     moment = now() if now else datetime.now(UTC)
     with reported_connection_errors(engine), _transaction(engine, dry_run) as connection:
+        if not dry_run:
+            hold_off_erasures(connection)
+        if not allow_erased:
+            _refuse_erased(connection, batches)
         _check_references(connection, batches)
         if dry_run:
             return _report(batches, None, {}, dry_run=True)
         quarantine = write_quarantine(
             quarantine_dir, {table: _refused_rows(batch) for table, batch in batches.items()}
         )
+        if allow_erased:
+            lift_erasures(connection, pl.concat([_keys(b) for b in batches.values()]), moment)
         change_id = next_change_id(connection)
         written = {
             table: upsert_rows(
@@ -229,7 +244,7 @@ def _check(table: str, raw: pl.DataFrame, where: str) -> _Batch:
         ).alias(files.ROW),
     )
     canonical = to_canonical(table, raw, where=where)
-    batch = _Batch(raw, canonical, canonical.rows, [canonical.refused])
+    batch = _Batch(table, raw, canonical, canonical.rows, [canonical.refused])
     _check_duplicates(batch, list(KEYS[table]))
     return batch
 
@@ -251,6 +266,49 @@ def _check_duplicates(batch: _Batch, key: list[str]) -> None:
     # Their equal copies go with them, so that every refused line is in the quarantine.
     batch.repeated -= collapsed.join(losers, on=POSITION, how="semi").height
     batch.refuse(losers, "duplicate id")
+
+
+def _keys(batch: _Batch) -> pl.DataFrame:
+    """Client and lead that each row as it came is about, as text, in the order of the file."""
+    client, lead = _KEY_COLUMNS[batch.table]
+    return batch.raw.select(
+        _as_key(batch.raw, client).alias("client_id"), _as_key(batch.raw, lead).alias("lead_id")
+    )
+
+
+_KEY_COLUMNS = {
+    "clients": ("id", None),
+    "leads": ("client_id", "id"),
+    "activities": ("client_id", "lead_id"),
+}
+
+
+def _as_key(raw: pl.DataFrame, column: str | None) -> pl.Expr:
+    if column is None or column not in raw.columns or raw.schema[column].is_nested():
+        return pl.repeat(None, pl.len(), dtype=pl.String)
+    return pl.col(column).cast(pl.String).str.strip_chars()
+
+
+def _refuse_erased(connection: Connection, batches: Mapping[str, _Batch]) -> None:
+    """Refuse clients and leads that were erased, with all that is about them.
+
+    Of such a row, also one that is refused for another reason, the quarantine keeps file, number
+    and reason only.
+    """
+    for batch in batches.values():
+        keys = _keys(batch)
+        erased = find_erased(connection, keys)
+        if erased.is_empty():
+            continue
+        marked = keys.join(
+            erased.with_columns(pl.lit(True).alias("erased")),
+            on=["client_id", "lead_id"],
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )["erased"].fill_null(False)
+        batch.erased = marked
+        batch.refuse(batch.rows.filter(marked.gather(batch.rows[POSITION])), "erased")
 
 
 def _check_references(connection: Connection, batches: Mapping[str, _Batch]) -> None:
@@ -306,11 +364,14 @@ def _refused_rows(batch: _Batch) -> pl.DataFrame:
     refused = pl.concat(batch.refused).sort(POSITION)
     came = batch.raw[refused[POSITION]]
     columns = [name for name in came.columns if not name.startswith("__")]
+    record = pl.struct(columns) if columns else pl.lit(None)
+    if batch.erased is not None:
+        record = pl.when(~batch.erased.gather(refused[POSITION])).then(record)
     return came.select(
         pl.col(SOURCE).alias("source"),
         pl.col(files.ROW).alias("row"),
         refused[REASONS].alias("reasons"),
-        pl.struct(columns).alias("record") if columns else pl.lit(None).alias("record"),
+        record.alias("record"),
     )
 
 

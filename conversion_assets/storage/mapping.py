@@ -240,6 +240,7 @@ def import_mapping(
     *,
     quarantine_dir: Path,
     dry_run: bool = False,
+    allow_erased: bool = False,
     progress: Progress | None = None,
     now: Callable[[], datetime] | None = None,
 ) -> ImportReport:
@@ -254,6 +255,7 @@ def import_mapping(
         **frames,
         quarantine_dir=quarantine_dir,
         dry_run=dry_run,
+        allow_erased=allow_erased,
         progress=progress,
         now=now,
     )
