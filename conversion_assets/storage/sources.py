@@ -226,6 +226,25 @@ class SourceSnapshot:
         )
         return f"{live}-{gone}"
 
+    def query(self, sql: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+        """Rows of a query of this room's other modules, of the same state as everything here."""
+        return self._reader.query(sql, schema)
+
+    def count(self, sql: str) -> int:
+        """The one number of a query of this room's other modules."""
+        return int(self._reader.value(sql))
+
+    def quote_text(self, value: str) -> str:
+        """A text as an expression of SQL."""
+        listed = _literal([(value,)])
+        if self._is_postgresql:
+            return f"({listed}::jsonb -> 0 ->> 0)"
+        return f"json_extract({listed}, '$[0][0]')"
+
+    def json_text(self, column: str) -> str:
+        """A JSON column as text."""
+        return f"{column}::text" if self._is_postgresql else column
+
     def active_client_ids(self) -> list[str]:
         """Clients to learn for: active, not paused, not deleted, with a converted lead; sorted.
 

@@ -139,6 +139,8 @@ _ROW_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 _WAITING = text("sent_at IS NULL AND refused_at IS NULL")
 """Rows that wait are few beside those sent: the index holds only them."""
 
+_UNFINISHED = text("finished_at IS NULL")
+
 metadata = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
@@ -544,4 +546,35 @@ erasures = Table(
     Column("open_client_id", Text),
     Index(None, "client_hash"),
     *_sqlite_checks(times=("asked_at", "done_at", "lifted_at")),
+)
+
+backfills = Table(
+    "backfills",
+    metadata,
+    # One row per backfill, over all its attempts; at most one of a client is unfinished.
+    Column("backfill_id", Text, primary_key=True),
+    Column("client_id", Text, ForeignKey("clients.id"), nullable=False),
+    Column("stages", JsonText, nullable=False),
+    _time("as_of", nullable=False),
+    Column("code_version", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    _time("started_at", nullable=False),
+    _time("finished_at"),
+    # Written in the transaction of the rows it speaks of.
+    Column("progress", JsonText, nullable=False),
+    Column("error", Text),
+    # Who is at work, and until when to believe it without another sign of life.
+    Column("lease_owner", Text),
+    _time("lease_until"),
+    Index(
+        "backfills_unfinished_key",
+        "client_id",
+        unique=True,
+        sqlite_where=_UNFINISHED,
+        postgresql_where=_UNFINISHED,
+    ),
+    *_sqlite_checks(
+        times=("as_of", "started_at", "finished_at", "lease_until"),
+        json_columns=("stages", "progress"),
+    ),
 )

@@ -164,11 +164,11 @@ def _upsert_postgresql(
     # Readers go on reading; another writer waits, and then finds these rows.
     connection.execute(text(f"LOCK TABLE {target.name} IN SHARE ROW EXCLUSIVE MODE"))
     if _is_empty(connection, target.name):
-        return sum(_copy(connection, target.name, batch) for batch in batches)
+        return sum(copy_rows(connection, target.name, batch) for batch in batches)
     staged_name = f"staged_{target.name}"
     connection.execute(text(f"CREATE TEMP TABLE {staged_name} (LIKE {target.name}) ON COMMIT DROP"))
     for batch in batches:
-        _copy(connection, staged_name, batch)
+        copy_rows(connection, staged_name, batch)
     staged = sql_table(staged_name, *(sql_column(name) for name in names))
     statement = postgresql.insert(target).from_select(
         list(names), select(*(staged.c[name] for name in names))
@@ -182,7 +182,8 @@ def _upsert_postgresql(
     return written
 
 
-def _copy(connection: Connection, table: str, batch: pl.DataFrame) -> int:
+def copy_rows(connection: Connection, table: str, batch: pl.DataFrame) -> int:
+    """Append rows to a PostgreSQL table by COPY; a blank text becomes null."""
     driver: Any = connection.connection.driver_connection
     command = f"COPY {table} ({', '.join(batch.columns)}) FROM STDIN (FORMAT csv)"
     with driver.cursor() as cursor, cursor.copy(command) as stream:
