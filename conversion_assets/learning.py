@@ -26,6 +26,7 @@ from conversion_assets.detectors.ledger import CELL, assess_cells, borrow_from_p
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import InputError
+from conversion_assets.domain.facts import Borrowing
 from conversion_assets.domain.forecasts import CLAIMS, FORECASTS
 from conversion_assets.domain.patterns import (
     SCHEMA_VERSION,
@@ -57,6 +58,10 @@ CODE_VERSION = f"{SCHEMA_VERSION}/{DETECTION_VERSION}/{FEATURE_VERSION}"
 
 Result = TypeVar("Result")
 
+PROBES = 16
+"""Clients tried one by one before halving starts. If all of them fail alike, the fault is not in
+one client's data: a fault of one in ten clients looks like that with a chance of 1e-16."""
+
 # Content, time and channels can only be judged where a touch stands before the conversion.
 TOUCH_TYPES = {
     PatternType.WHAT: (pl.col("has_content"), "with content"),
@@ -74,12 +79,16 @@ class Detection:
         outcomes: One per client and type, always, ordered by client and type.
         seconds: Wall seconds by stage.
         claims: What is claimed of leads and touches to come, columns of `CLAIMS`.
+        borrowing: What clients borrowed from the pool; those that did not are not in it.
+        lenders: Clients whose counts were in the pool, sorted.
     """
 
     documents: dict[tuple[str, PatternType], AnyPattern]
     outcomes: list[Outcome]
     seconds: dict[str, float]
     claims: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CLAIMS))
+    borrowing: dict[str, Borrowing] = field(default_factory=dict)
+    lenders: list[str] = field(default_factory=list)
 
     @property
     def failures(self) -> list[Outcome]:
@@ -148,7 +157,7 @@ def detect_patterns(
         return _count(leads, touches, group, as_of, settled)
 
     counted, errors = isolate_failures(count, sorted(chosen | members))
-    shared = _share_pool(counted, members, settled)
+    shared, borrowing = _share_pool(counted, members, settled)
     record = build_record(
         pl.DataFrame(schema=FORECASTS) if forecasts is None else forecasts, as_of, settled
     )
@@ -179,29 +188,68 @@ def detect_patterns(
         outcomes=sorted(outcomes, key=lambda o: (o.client_id, order[o.pattern_type])),
         seconds={"detection_s": time.perf_counter() - started},
         claims=pl.concat(claims),
+        borrowing={client: told for client, told in borrowing.items() if client in chosen},
+        lenders=sorted(members & {c for part in counted for c in part.population.client_ids}),
     )
 
 
 def isolate_failures(
     work: Callable[[Sequence[str]], Result], clients: Sequence[str]
 ) -> tuple[list[Result], dict[str, Exception]]:
-    """Do the work for all clients at once; where it fails, halve until the culprits stand alone."""
+    """Do the work for all clients at once; where it fails, halve until the culprits stand alone.
+
+    An error that clients from all over the list meet alike is everybody's: halving would find
+    nobody who is spared, in twice as many attempts as there are clients.
+
+    Returns:
+        Results of the groups that succeeded, and the error of each client that did not.
+    """
     if not clients:
         return [], {}
+    done, error = _attempt(work, clients)
+    if error is None:
+        return done, {}
+    if len(clients) > PROBES and _is_everybodys(work, clients, error):
+        return [], dict.fromkeys(clients, error)
+    return _halve(work, clients, error)
+
+
+def _attempt(
+    work: Callable[[Sequence[str]], Result], clients: Sequence[str]
+) -> tuple[list[Result], Exception | None]:
     try:
-        return [work(clients)], {}
+        return [work(clients)], None
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a client's data break is that client's
-        if len(clients) == 1:
-            return [], {clients[0]: error}
+        return [], error
+
+
+def _is_everybodys(
+    work: Callable[[Sequence[str]], Result], clients: Sequence[str], error: Exception
+) -> bool:
+    """Whether clients spread over the list all fail with this error when they stand alone."""
+    places = [number * len(clients) // PROBES for number in range(PROBES)]
+    return all(
+        alone is not None and (type(alone), str(alone)) == (type(error), str(error))
+        for alone in (_attempt(work, [clients[place]])[1] for place in places)
+    )
+
+
+def _halve(
+    work: Callable[[Sequence[str]], Result], clients: Sequence[str], error: Exception
+) -> tuple[list[Result], dict[str, Exception]]:
+    if len(clients) == 1:
+        return [], {clients[0]: error}
     middle = len(clients) // 2
     results: list[Result] = []
     errors: dict[str, Exception] = {}
     for half in (clients[:middle], clients[middle:]):
-        done, failed = isolate_failures(work, half)
+        done, broken = _attempt(work, half)
+        if broken is not None:
+            done, failed = _halve(work, half, broken)
+            errors |= failed
         results += done
-        errors |= failed
     return results, errors
 
 
@@ -239,7 +287,7 @@ def _count(
 
 def _share_pool(
     counted: Sequence[_Counted], members: set[str], config: LearningConfig
-) -> list[_Counted]:
+) -> tuple[list[_Counted], dict[str, Borrowing]]:
     """Give each cell the lift that the pool expects of it, over all groups."""
     tagged = [
         part.cells.with_columns(
@@ -253,12 +301,35 @@ def _share_pool(
         for number, part in enumerate(counted)
     ]
     if not tagged:
-        return []
+        return [], {}
     together = borrow_from_pool(pl.concat(tagged), config)
-    return [
-        replace(part, cells=together.filter(pl.col("part") == number).drop("part", "is_member"))
+    helpers = ("part", "is_member", "pool_contributors", "pool_share", "pool_excess")
+    parts = [
+        replace(part, cells=together.filter(pl.col("part") == number).drop(helpers))
         for number, part in enumerate(counted)
     ]
+    return parts, _describe_borrowing(together, [part.population.client_ids for part in counted])
+
+
+def _describe_borrowing(
+    cells: pl.DataFrame, client_ids: Sequence[Sequence[str]]
+) -> dict[str, Borrowing]:
+    """What each client borrowed, by id; `client_ids` of each part."""
+    told = (
+        cells.filter(
+            pl.col("pool_contributors").is_not_null(), pl.col("frequency_rank") <= MOST_VALUES
+        )
+        .group_by("part", "client")
+        .agg(
+            cells=pl.len(),
+            least_contributors=pl.col("pool_contributors").min().cast(pl.Int64),
+            largest_share=pl.col("pool_share").max(),
+            excess=pl.col("pool_excess").max(),
+        )
+    )
+    return {
+        client_ids[row.pop("part")][row.pop("client")]: Borrowing(**row) for row in told.to_dicts()
+    }
 
 
 def _restrict(part: _Counted, group: Sequence[str]) -> _Counted:

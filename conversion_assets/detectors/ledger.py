@@ -23,7 +23,7 @@ from conversion_assets.stats.multiplicity import (
     compute_two_sided_p,
     find_testable,
 )
-from conversion_assets.stats.pooling import compute_pool_lift
+from conversion_assets.stats.pooling import pool_counts
 from conversion_assets.stats.sequential import compute_always_valid_p
 from conversion_assets.stats.shrinkage import shrink_rates, weigh_spreads
 
@@ -41,15 +41,17 @@ def borrow_from_pool(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFram
         config: Privacy limits of the pool.
 
     Returns:
-        The cells with prior_lift filled, in a fixed order.
+        The cells with prior_lift filled, in a fixed order; where it was borrowed, with
+        pool_contributors, pool_share (of the largest) and pool_excess (see `PooledLift`).
     """
     ordered = cells.sort("part", *CELL).with_row_index("row")
     pooled = ordered.filter("is_member")
-    lift = np.full(ordered.height, np.nan)
+    lift, contributors, share, excess = np.full((4, ordered.height), np.nan)
     if pooled.height:
         key = pooled.select(pl.struct("dimension", "value").rank("dense") - 1).to_series()
         k, expected = _numbers(pooled, "k", "expected")
-        lift[pooled["row"].to_numpy()] = compute_pool_lift(
+        rows = pooled["row"].to_numpy()
+        lift[rows], contributors[rows], share[rows], excess[rows] = pool_counts(
             k,
             expected,
             key.to_numpy().astype(np.int64),
@@ -57,8 +59,17 @@ def borrow_from_pool(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFram
             minimum_contributors=config.pool_minimum_contributors,
             maximum_share=config.pool_maximum_share,
         )
+    told = {"pool_contributors": contributors, "pool_share": share, "pool_excess": excess}
     pool = pl.Series("pool", lift).fill_nan(None)
-    return ordered.with_columns(prior_lift=pl.coalesce("prior_lift", pool, pl.lit(1.0))).drop("row")
+    is_borrowed = pl.col("prior_lift").is_null() & pl.lit(pool).is_not_null()
+    return (
+        ordered.with_columns(
+            pl.when(is_borrowed).then(pl.lit(pl.Series(name, values))).alias(name)
+            for name, values in told.items()
+        )
+        .with_columns(prior_lift=pl.coalesce("prior_lift", pool, pl.lit(1.0)))
+        .drop("row")
+    )
 
 
 def assess_cells(

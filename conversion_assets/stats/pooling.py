@@ -1,5 +1,7 @@
 """What other clients say about a cell, with each client left out of its own pool."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,23 @@ Ints = NDArray[np.int64]
 
 # The pool's lift is itself shrunk towards 1 as if 20 expected conversions had shown no effect.
 POOL_PRIOR_CONVERSIONS = 20.0
+
+
+class PooledLift(NamedTuple):
+    """Pooled lift of each row and what it rests on, shapes (rows,).
+
+    Attributes:
+        lift: Pooled lift; NaN where there is no pool.
+        contributors: Other clients with an expected count in the cell.
+        largest_share: Largest share of one contributor in what was pooled.
+        excess: Share of what was pooled beyond everything the others have: above 0 only if the
+            client's own count went in.
+    """
+
+    lift: Floats
+    contributors: Ints
+    largest_share: Floats
+    excess: Floats
 
 
 def compute_pool_lift(
@@ -41,19 +60,62 @@ def compute_pool_lift(
         >>> round(float(lift[0]), 3)
         1.75
     """
+    return pool_counts(
+        k,
+        expected,
+        cell,
+        cells,
+        minimum_contributors=minimum_contributors,
+        maximum_share=maximum_share,
+    ).lift
+
+
+def pool_counts(
+    k: Floats,
+    expected: Floats,
+    cell: Ints,
+    cells: int,
+    *,
+    minimum_contributors: int,
+    maximum_share: float,
+) -> PooledLift:
+    """Pooled lift as `compute_pool_lift` with what shows that nobody can be read off it.
+
+    Args: see `compute_pool_lift`.
+
+    Example:
+        >>> told = pool_counts(np.full(7, 20.0), np.full(7, 10.0), np.zeros(7, dtype=int), 1,
+        ...                    minimum_contributors=5, maximum_share=0.25)
+        >>> int(told.contributors[0]), round(float(told.largest_share[0]), 3)
+        (6, 0.167)
+    """
     if k.size == 0:
-        return k.copy()
+        return PooledLift(k.copy(), np.zeros(0, np.int64), k.copy(), k.copy())
     cap = _cap_without_self(expected, cell, cells, maximum_share)
     # Cutting a contributor's weight keeps its own ratio k / expected. The cut depends on who is
     # left out, so it is summed as: uncut total minus what the few largest lose.
     lost_weight, lost_k = _sum_of_cuts(k, expected, cell, cells, cap=cap, share=maximum_share)
-    total_expected = np.bincount(cell, expected, cells)[cell] - expected - lost_weight
+    of_others = np.bincount(cell, expected, cells)[cell] - expected
+    total_expected = of_others - lost_weight
     total_k = np.bincount(cell, k, cells)[cell] - k - lost_k
     others = np.bincount(cell, (expected > 0).astype(np.float64), cells)[cell] - (expected > 0)
     lift = (np.maximum(total_k, 0.0) + POOL_PRIOR_CONVERSIONS) / (
         np.maximum(total_expected, 0.0) + POOL_PRIOR_CONVERSIONS
     )
-    return np.where(others >= minimum_contributors, lift, np.nan)
+    pooled = np.maximum(total_expected, 1e-12)
+    return PooledLift(
+        lift=np.where(others >= minimum_contributors, lift, np.nan),
+        contributors=others.astype(np.int64),
+        largest_share=np.minimum(_find_largest_other(expected, cell, cells), cap) / pooled,
+        excess=np.maximum(total_expected - of_others, 0.0) / pooled,
+    )
+
+
+def _find_largest_other(expected: Floats, cell: Ints, cells: int) -> Floats:
+    """Largest expected count among the other rows of each row's cell."""
+    two = _largest(expected, cell, cells, 2)[cell]
+    other = np.where(two[:, 0] == np.arange(cell.size), two[:, 1], two[:, 0])
+    return np.where(other >= 0, expected[np.maximum(other, 0)], 0.0)
 
 
 def _largest(expected: Floats, cell: Ints, cells: int, top: int) -> NDArray[np.intp]:

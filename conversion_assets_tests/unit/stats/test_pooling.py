@@ -3,7 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion_assets.stats.pooling import POOL_PRIOR_CONVERSIONS, compute_pool_lift
+from conversion_assets.stats.pooling import (
+    POOL_PRIOR_CONVERSIONS,
+    compute_pool_lift,
+    pool_counts,
+)
 
 
 def _slow_cap(weights, share):
@@ -120,3 +124,20 @@ def test_a_cell_does_not_move_with_other_cells():
         mine = cell == c
         alone = _pool(k[mine], expected[mine])
         assert alone.tobytes() == whole[mine].tobytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(pools(), st.sampled_from([0.25, 0.25, 0.3, 0.5]))
+def test_what_a_pool_rests_on_is_the_slow_count(pool, share):
+    k, expected, cell, cells = pool
+    told = pool_counts(k, expected, cell, cells, minimum_contributors=5, maximum_share=share)
+    for row in range(k.size):
+        others = [
+            expected[i] for i in range(k.size) if i != row and cell[i] == cell[row]
+        ]  # fmt: skip
+        assert told.contributors[row] == len(others)
+        if len(others) >= 5:
+            cut = _slow_cap(others, share)
+            assert told.largest_share[row] == pytest.approx(max(cut) / sum(cut), rel=1e-9)
+            assert told.largest_share[row] <= share + 1e-9
+    assert told.excess.max() <= 1e-9
