@@ -1,0 +1,35 @@
+"""Whoever is measured against ours counts the same things: four ways, one answer."""
+
+import pytest
+
+from benchmarks.contenders import floor, frames, rows, sql
+from conversion_assets.refresh.features import refresh_features
+from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.database import create_database_engine
+from conversion_assets.synthetic.config import SyntheticConfig
+from conversion_assets_tests.homes import AS_OF, make_home
+
+CLIENTS = ["client-0001", "client-0002"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contenders")
+    make_home(folder, SyntheticConfig(clients=2, leads=250, base_conversion=0.2, as_of=AS_OF))
+    engine = create_database_engine(f"sqlite:///{folder}/conversion.db")
+    refresh_features(engine, FeatureStore(folder / "store"))
+    yield folder, engine
+    engine.dispose()
+
+
+def test_the_slow_obvious_way_counts_what_the_features_say(home):
+    folder, engine = home
+    counted = floor.count(folder / "store")
+    assert counted["breakdown"].n_unique() == 22
+    assert rows.count(engine, CLIENTS).equals(counted)
+
+
+@pytest.mark.parametrize("contender", [frames, sql])
+def test_pandas_and_sql_count_the_same(home, contender):
+    folder, _ = home
+    assert contender.count(folder / "store").equals(floor.count(folder / "store"))
