@@ -75,6 +75,9 @@ FREE_MAIL: tuple[str, ...] = (
 )  # fmt: skip
 """Domains where people have private addresses: an address there is a personal e-mail."""
 
+COMPONENT_NAMES: tuple[str, ...] = (*SCORE_COMPONENTS, "risk")
+"""All five components."""
+
 SCORED_COLUMNS: dict[str, pl.DataType] = {
     "client_id": pl.String(),
     "id": pl.String(),
@@ -107,6 +110,9 @@ SCORE_COLUMNS: dict[str, pl.DataType] = {
 }
 """Columns of a lead that scoring writes."""
 
+_JSON_ORDER = sorted(COMPONENT_NAMES, key=lambda name: (len(name), name))
+"""Members in the order, and with the spaces, in which PostgreSQL gives JSONB back as text: whether
+a stored score is the same can then be told by its text on either database."""
 _EMAIL = r"^\s*[^@\s]+@[^@\s]+\s*$"
 _FREE_MAIL = r"(?i)@(?:" + "|".join(name.replace(".", r"\.") for name in FREE_MAIL) + r")\s*$"
 # Fewer digits are an extension or a placeholder.
@@ -144,16 +150,17 @@ def compute_lead_scores(
         >>> scores = compute_lead_scores(leads, pl.DataFrame(), {}, now)
         >>> scores.select("als_score", "als_tier", "als_components").row(0)
         ... # doctest: +NORMALIZE_WHITESPACE
-        (52.0, 'cool', '{"data_quality":4,"authority":25,"company_fit":3,"timing":5,"risk":15}')
+        (52.0, 'cool',
+        '{"risk": 15, "timing": 5, "authority": 25, "company_fit": 3, "data_quality": 4}')
     """
     points = compute_components(leads, profiles, now)
     by_client = _weights_by_client(weights, points["client_id"])
-    names = [*SCORE_COMPONENTS, "risk"]
     weighted = points.join(by_client, on="client_id", how="left", maintain_order="left")
     # Multiplied by what a point is worth: a division by one number is rounded otherwise than a
     # division by a column of it, and every way to cut the leads into parts must give the same.
     total = pl.sum_horizontal(
-        pl.col(name) * pl.col(f"weight_{name}") * (100 / SCORE_CAPS[name]) for name in names
+        pl.col(name) * pl.col(f"weight_{name}") * (100 / SCORE_CAPS[name])
+        for name in COMPONENT_NAMES
     )
     score = total.clip(0, 100).round(SCORE_DIGITS)
     return weighted.select(
@@ -358,9 +365,10 @@ def _weights_by_client(weights: pl.DataFrame, client_ids: pl.Series) -> pl.DataF
     rows = []
     for client in sorted(client_ids.unique().drop_nulls().to_list()):
         used = {**given.get(client, DEFAULT_WEIGHTS), "risk": RISK_WEIGHT}
-        text = json.dumps(used, separators=(",", ":"))
-        rows.append((client, *(float(value) for value in used.values()), text))
-    columns = [f"weight_{name}" for name in (*SCORE_COMPONENTS, "risk")]
+        numbers = {name: float(used[name]) for name in COMPONENT_NAMES}
+        text = json.dumps({name: numbers[name] for name in _JSON_ORDER})
+        rows.append((client, *numbers.values(), text))
+    columns = [f"weight_{name}" for name in COMPONENT_NAMES]
     schema = {
         "client_id": pl.String(),
         **dict.fromkeys(columns, pl.Float64()),
@@ -371,15 +379,12 @@ def _weights_by_client(weights: pl.DataFrame, client_ids: pl.Series) -> pl.DataF
 
 def _components_text(points: pl.DataFrame) -> pl.Series:
     """The five components as JSON; each distinct set of points is written once."""
-    names = [*SCORE_COMPONENTS, "risk"]
-    distinct = points.select(names).unique()
-    text = pl.concat_str(
-        part
-        for position, name in enumerate(names)
-        for part in (pl.lit(f'{"{" if position == 0 else ","}"{name}":'), pl.col(name))
-    )
-    written = distinct.with_columns(text=text + "}")
-    return points.join(written, on=names, how="left", maintain_order="left")["text"]
+    distinct = points.select(COMPONENT_NAMES).unique()
+    members = [pl.format(f'"{name}": {{}}', pl.col(name)) for name in _JSON_ORDER]
+    text = pl.concat_str(pl.lit("{"), pl.concat_str(members, separator=", "), pl.lit("}"))
+    return points.join(
+        distinct.with_columns(text=text), on=COMPONENT_NAMES, how="left", maintain_order="left"
+    )["text"]
 
 
 def _tier(score: pl.Expr) -> pl.Expr:

@@ -141,7 +141,7 @@ class SourceSnapshot:
 
     def clients(self, client_ids: Sequence[str] | None = None) -> pl.DataFrame:
         """All or some clients, deleted ones too, canonical columns, sorted by id."""
-        where = self._in_clients("id", client_ids)
+        where = self.in_clients("id", client_ids)
         return self._rows("clients", f"FROM clients t WHERE {where}")
 
     def changes(
@@ -157,7 +157,7 @@ class SourceSnapshot:
             since: Watermark of an earlier read of this table for the same clients; None for all.
             client_ids: Only these clients.
         """
-        where = self._in_clients("t.client_id", client_ids)
+        where = self.in_clients("t.client_id", client_ids)
         alive = f"{where} AND t.deleted_at IS NULL" if table == "leads" else where
         if since is None or not self._is_known(since):
             rows = self._rows(table, f"FROM {table} t WHERE {alive}")
@@ -234,6 +234,11 @@ class SourceSnapshot:
         """The one number of a query of this room's other modules."""
         return int(self._reader.value(sql))
 
+    @property
+    def is_postgresql(self) -> bool:
+        """Which of the two kinds of SQL it speaks."""
+        return self._is_postgresql
+
     def quote_text(self, value: str) -> str:
         """A text as an expression of SQL."""
         listed = _literal([(value,)])
@@ -268,7 +273,8 @@ class SourceSnapshot:
         # Sorted here: the databases' own text orders differ.
         return self._reader.query(f"SELECT {columns} {source}", schema).sort(KEYS[table])
 
-    def _in_clients(self, column: str, client_ids: Sequence[str] | None) -> str:
+    def in_clients(self, column: str, client_ids: Sequence[str] | None) -> str:
+        """Condition that a column names one of the clients; None for any."""
         if client_ids is None:
             return "1 = 1"
         listed = _literal([(client_id,) for client_id in sorted(set(client_ids))])
