@@ -58,15 +58,22 @@ def erase_command(
         )
     settings = open_settings()
     engine = open_database(settings)
-    from conversion_assets.refresh.erase import erase, plan_erasure  # noqa: PLC0415 - polars
+    from conversion_assets.refresh.erase import (  # noqa: PLC0415 - polars
+        erase,
+        find_unfinished,
+        finish_unfinished,
+        plan_erasure,
+    )
     from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
-    from conversion_assets.storage.erasures import Erasure, find_open_leads  # noqa: PLC0415
+    from conversion_assets.storage.erasures import Erasure  # noqa: PLC0415
 
-    if unfinished:
-        lead_ids = (*lead_ids, *find_open_leads(engine, client_id))
-        if not lead_ids:
-            raise InputError(f"no erasure of leads of {client_id!r} waits to be finished")
     store = FeatureStore(settings.store_url.get_secret_value())
+    if unfinished:
+        lead_ids = (*lead_ids, *find_unfinished(engine, store, client_id))
+        if not lead_ids:
+            closed = 0 if dry_run else finish_unfinished(engine, client_id, _now())
+            say(f"{closed:,} erasures finished: no row of them was left anywhere")
+            return 0
     places = (engine, store, settings.quarantine)
     with hold_home(settings.home):
         plan = plan_erasure(

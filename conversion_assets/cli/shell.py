@@ -24,6 +24,7 @@ _STATUS: dict[type[ConversionError], int] = {
 # Command, module and the line for --help: the module is imported when the command runs.
 _COMMANDS: dict[str, tuple[str, str]] = {
     "alerts": ("health", "List findings, acknowledge them, try the alert channels."),
+    "backfill": ("backfilling", "Rebuild, score and learn a client's whole history."),
     "check": ("service", "Reach every configured service and say what is wrong."),
     "demo": ("demo", "Build a demonstration home and learn every client's patterns."),
     "diff": ("evaluating", "Explain what changed a client's patterns between two moments."),
@@ -36,9 +37,11 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("service", "List jobs, schedules and sensors with their state."),
     "migrate": ("service", "Bring the database to the current schema."),
     "patterns": ("reading", "Print the pattern documents of a client."),
+    "rebuild": ("verifying", "Rebuild features from rows, or a client's history of patterns."),
     "schema": ("reading", "Print the JSON Schema of a pattern document."),
     "synth": ("importing", "Write a generated agency as files, with the planted truth."),
     "ui": ("service", "Open the Dagster UI and daemon on this home."),
+    "verify": ("verifying", "Compare features and patterns with the system of record."),
     "weights": ("reading", "Print the score weights in force for a client."),
 }
 

@@ -8,15 +8,17 @@ read what is left; last the bytes. The same command again finishes whatever was 
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import polars as pl
 from sqlalchemy import Engine
 
-from conversion_assets.domain.errors import ConflictError
-from conversion_assets.storage import erasures, quarantine, traces
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.domain.errors import ConflictError, NotFoundError
+from conversion_assets.storage import erasures, quarantine, reconciliation, traces
+from conversion_assets.storage.columnar import TABLES, FeatureStore
 from conversion_assets.storage.erasures import Erasure
 from conversion_assets.storage.traces import Identity, Searched
 
@@ -150,11 +152,37 @@ def erase(
         erasures.finish_erasure(engine, erasure, now())
     return ErasureReport(
         rows=rows,
-        features={str(table): count for table, count in features.items() if count},
+        features={table: rows for table, rows in features.items() if rows},
         quarantined=quarantined,
         database=database,
         searched=searched,
     )
+
+
+def find_unfinished(engine: Engine, store: FeatureStore, client_id: str) -> list[str]:
+    """Leads of a client whose erasure stands and of which something is still there.
+
+    They are recognised by their hash among the leads that the system of record, its notes of
+    deletions and the columnar store hold.
+
+    Raises:
+        InputError: database or store cannot be read.
+    """
+    standing = erasures.read_erasures(engine)
+    keys = [reconciliation.read_lead_ids(engine, client_id).select("client_id", "lead_id")]
+    for table in TABLES:
+        with suppress(NotFoundError):
+            keys.append(store.read(table, [client_id], ["client_id", "lead_id"]))
+    return sorted(erasures.match_erased(standing, pl.concat(keys))["lead_id"].drop_nulls())
+
+
+def finish_unfinished(engine: Engine, client_id: str, now: datetime) -> int:
+    """Close erasures of leads of which no row is left anywhere; returns how many.
+
+    Their texts are no longer known, so only the bytes are given up; nothing is searched.
+    """
+    erasures.scrub_database(engine)
+    return erasures.finish_open(engine, client_id, now)
 
 
 def _erase_features(
@@ -166,13 +194,15 @@ def _erase_features(
     deadline = clock() + STORE_WAIT_S
     while True:
         try:
-            return dict(store.erase(erasure.client_id, erasure.lead_ids))
+            removed = store.erase(erasure.client_id, erasure.lead_ids)
         except ConflictError as error:
             if clock() > deadline:
                 raise ConflictError(
                     f"{error}; the rows are gone, the features are not: run the same command again"
                 ) from None
             sleep(_PAUSE_S)
+        else:
+            return {str(table): rows for table, rows in removed.items()}
 
 
 def _search_quarantine(folder: Path, is_meant: Callable[[str, str], bool]) -> Searched:

@@ -204,7 +204,7 @@ class _Refresh:
         self._vocabulary = vocabulary
         self._changes = changes
         self._notes: list[pl.DataFrame] = []
-        self._schemas = _schemas(vocabulary)
+        self._schemas = feature_schemas(vocabulary)
         if changes is None:
             writer.clear(self._schemas)
 
@@ -318,7 +318,10 @@ class _Refresh:
             yield _Part(features, bookings, part.height + activities.height)
 
 
-def _schemas(vocabulary: ContentVocabulary) -> dict[Table, dict[str, pl.DataType]]:
+def feature_schemas(
+    vocabulary: ContentVocabulary = DEFAULT_VOCABULARY,
+) -> dict[Table, dict[str, pl.DataType]]:
+    """Columns of each table of the store as this code computes them."""
     empty = build_features(None, pl.DataFrame(), pl.DataFrame(), vocabulary)
     return {
         "lead_features": dict(empty.leads.schema),

@@ -221,6 +221,16 @@ def _fail(errors: Mapping[str, str], kinds: Collection[PatternType]) -> list[Out
     ]
 
 
+def content_hash_of(text: str) -> str:
+    """Hash of a document's canonical text, as each materialization carries it.
+
+    Example:
+        >>> content_hash_of("{}")
+        '44136fa355b3678a'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _list_stored(results: ClientResults) -> list[StoredDocument]:
     outcomes = {one.pattern_type: str(one.outcome) for one in results.outcomes}
     return [
@@ -228,7 +238,7 @@ def _list_stored(results: ClientResults) -> list[StoredDocument]:
             client_id=results.client_id,
             document=document,
             outcome=outcomes[kind],
-            content_hash=hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16],
+            content_hash=content_hash_of(canonical_json(document)),
         )
         for kind, document in results.documents.items()
     ]

@@ -21,6 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,8 @@ ROW_GROUP_ROWS = 32_768
 """Smallest part that is read for one client; large enough for dictionaries to pay."""
 ORPHAN_SECONDS = 86_400.0
 """Files of a dead write are kept this long, for they could belong to one still at work."""
+CHECKING_THREADS = 4
+"""Files that are read and hashed at once: more gain nothing on a disk, and little on S3."""
 READ_ATTEMPTS = 5
 """A reader that two commits overtake finds a file gone and starts again with the new manifest."""
 
@@ -541,6 +544,78 @@ class FeatureStore:
         """
         sizes: dict[str, int] = self._guarded("list", self._backend.sizes)
         return {path: size for path, size in sizes.items() if path != _MANIFEST}
+
+    def list_orphans(self, manifest: Manifest, now: float) -> tuple[list[str], list[str]]:
+        """Files that no kept version names: those to collect, and those a writer may be using.
+
+        Args:
+            manifest: The current version.
+            now: Seconds since 1970, as the store's own clock tells them.
+        """
+        named = {file.path for files in manifest.files.values() for file in files}
+        named |= set(manifest.previous_paths)
+        found = self._guarded("list", lambda: list(self._backend.listed()))
+        strange = sorted((path, changed) for path, changed in found if path not in named)
+        old = [path for path, changed in strange if changed < now - ORPHAN_SECONDS]
+        return old, [path for path, _ in strange if path not in old]
+
+    def find_damaged(self, manifest: Manifest) -> dict[str, str]:
+        """What is wrong with each file whose bytes are not those the manifest tells of."""
+        files = [file for table in manifest.files.values() for file in table]
+
+        def check(file: StoredFile) -> str | None:
+            found = self._guarded("read", partial(self._backend.get, file.path))
+            if found is None:
+                return "missing"
+            if len(found[0]) != file.bytes:
+                return f"{len(found[0]):,} bytes instead of {file.bytes:,}"
+            return None if hashlib.sha256(found[0]).hexdigest() == file.sha256 else "other bytes"
+
+        # Reading and hashing both let other threads run.
+        with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+            found = pool.map(check, files)
+            return {f.path: wrong for f, wrong in zip(files, found, strict=True) if wrong}
+
+    def count_clients(
+        self, manifest: Manifest, table: Table, *, except_: Collection[str] = ()
+    ) -> pl.DataFrame:
+        """Rows of a table by client and file, from the files: client_id, path, rows.
+
+        Args:
+            manifest: The current version.
+            table: Which.
+            except_: Files that cannot be read.
+        """
+        files = [f for f in manifest.files.get(table, []) if f.rows and f.path not in except_]
+        schema = {"client_id": pl.String, "path": pl.String, "rows": pl.Int64}
+        if not files:
+            return pl.DataFrame(schema=schema)
+        scan = pl.scan_parquet(
+            [self._backend.url_of(file.path) for file in files],
+            storage_options=self._backend.scan_options,
+            glob=False,
+            include_file_paths="__url",
+        )
+        counted = scan.group_by("client_id", "__url").agg(rows=pl.len().cast(pl.Int64)).collect()
+        names = {self._backend.url_of(file.path): file.path for file in files}
+        return counted.select(
+            "client_id", pl.col("__url").replace_strict(names, default=None).alias("path"), "rows"
+        )
+
+    def read_schema(self, path: str) -> dict[str, str]:
+        """Columns of one file, from its footer."""
+        schema = self.scan_file(path).collect_schema()
+        return {name: str(dtype) for name, dtype in schema.items()}
+
+    def remove_damaged_manifest(self) -> bool:
+        """Remove a manifest that cannot be read, so that the store can be rebuilt."""
+        with self._backend.locked():
+            try:
+                self._load()
+            except InputError:
+                self._guarded("delete", lambda: self._backend.delete([_MANIFEST]))
+                return True
+        return False
 
     def scan_file(self, path: str) -> pl.LazyFrame:
         """One file of the store as it lies there; nothing is read yet."""

@@ -103,14 +103,15 @@ def record_erasure(engine: Engine, erasure: Erasure, now: datetime) -> None:
         salt = connection.execute(select(erasures.c.salt).limit(1)).scalar() or secrets.token_hex(
             16
         )
-        rows = [
-            {"salt": salt, "client_hash": client, "lead_hash": lead, "asked_at": now}
-            for client, lead in _hashes(salt, erasure)
+        client_hash = hash_id(salt, erasure.client_id)
+        rows: list[dict[str, Any]] = [
+            {"salt": salt, "client_hash": client_hash, "lead_hash": lead, "asked_at": now}
+            for _, lead in _hashes(salt, erasure)
         ]
-        known = set(_standing(connection, rows[0]["client_hash"]))
+        known = set(_standing(connection, client_hash))
         connection.execute(
             update(erasures)
-            .where(erasures.c.client_hash == rows[0]["client_hash"], _covers(erasure, rows))
+            .where(erasures.c.client_hash == client_hash, _covers(erasure, rows))
             .where(erasures.c.lifted_at.is_(None))
             .values(done_at=None)
         )
@@ -236,15 +237,23 @@ def lift_erasures(connection: Connection, keys: pl.DataFrame, now: datetime) -> 
             connection.execute(statement.values(lifted_at=now))
 
 
-def find_open_leads(engine: Engine, client_id: str) -> list[str]:
-    """Leads of a client whose erasure was begun, not finished, and whose rows are still there."""
-    with reported_connection_errors(engine), engine.connect() as connection:
-        standing = _read(connection).filter(pl.col("done_at").is_null())
-        query = select(leads.c.id).where(leads.c.client_id == client_id)
-        keys = pl.DataFrame(
-            {"lead_id": list(connection.execute(query).scalars())}, schema={"lead_id": pl.String}
-        ).with_columns(client_id=pl.lit(client_id))
-    return sorted(match_erased(standing, keys)["lead_id"])
+def finish_open(engine: Engine, client_id: str, now: datetime) -> int:
+    """Remember that nothing is left of a client's leads whose erasure was begun; returns them."""
+    with reported_connection_errors(engine), write_transaction(engine) as connection:
+        salt = connection.execute(select(erasures.c.salt).limit(1)).scalar()
+        if salt is None:
+            return 0
+        done = connection.execute(
+            update(erasures)
+            .where(
+                erasures.c.client_hash == hash_id(salt, client_id),
+                erasures.c.lead_hash.is_not(None),
+                erasures.c.done_at.is_(None),
+                erasures.c.lifted_at.is_(None),
+            )
+            .values(done_at=now)
+        )
+    return done.rowcount
 
 
 # -- rows --------------------------------------------------------------------------------------
