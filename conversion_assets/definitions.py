@@ -2,6 +2,7 @@
 
 from dagster import Definitions, in_process_executor, map_asset_specs
 
+from conversion_assets.assets.backfill import backfills
 from conversion_assets.assets.features import features
 from conversion_assets.assets.freshness import expect_weekly
 from conversion_assets.assets.patterns import patterns
@@ -18,7 +19,8 @@ from conversion_assets.sensors import SENSORS
 SETTINGS = SettingsResource()
 
 defs = Definitions(
-    assets=map_asset_specs(expect_weekly, [*SOURCES, features, patterns]),
+    # A backfill is asked for by hand and is never late.
+    assets=[*map_asset_specs(expect_weekly, [*SOURCES, features, patterns]), backfills],
     asset_checks=[pattern_health],
     jobs=JOBS,
     schedules=SCHEDULES,

@@ -20,4 +20,13 @@ CHECK_PATTERN_HEALTH = define_asset_job(
     description="Health of every active client's patterns; records findings and queues alerts.",
 )
 
-JOBS = [LEARN_PATTERNS, CHECK_PATTERN_HEALTH]
+BACKFILL_CLIENT = define_asset_job(
+    name="backfill_client",
+    selection=AssetSelection.assets("backfills"),
+    description=(
+        "Snapshots, scores and patterns of one client's history; each stage can be switched off "
+        "in the config. A killed run goes on where it was when the job is started again."
+    ),
+)
+
+JOBS = [LEARN_PATTERNS, CHECK_PATTERN_HEALTH, BACKFILL_CLIENT]

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from conversion_assets.cli.locking import hold_home
 from conversion_assets.cli.session import open_database
 from conversion_assets.domain.errors import ConversionError, InputError, NotFoundError
-from conversion_assets.domain.terms import OutcomeKind
+from conversion_assets.domain.terms import OutcomeKind, PatternType
 from conversion_assets.orchestration.instance import open_instance
 from conversion_assets.settings import Settings
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _LAUNCHER = "command line"
+_JOB = "learn_patterns"
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,20 @@ class LearnReport:
 
 
 def launch_learning(
-    settings: Settings, *, client_ids: Sequence[str] = (), as_of: datetime | None = None
+    settings: Settings,
+    *,
+    client_ids: Sequence[str] = (),
+    as_of: datetime | None = None,
+    only_stale: bool = False,
 ) -> LearnReport:
     """Learn the chosen clients, or all active ones, in one Dagster run.
+
+    Args:
+        settings: Of the home.
+        client_ids: The clients; none for all active ones.
+        as_of: Nothing later counts; None for now.
+        only_stale: Of those, the ones whose features or patterns are of another version of the
+            code. Without any there is no run, and `run_id` is empty.
 
     Raises:
         NotFoundError: a chosen client does not exist.
@@ -57,8 +69,12 @@ def launch_learning(
     engine = open_database(settings)
     with hold_home(settings.home):
         chosen = _choose(engine, client_ids)
+        if only_stale:
+            chosen = _keep_stale(settings, engine, chosen)
+            if not chosen:
+                return _report_nothing(time.perf_counter() - started)
         with open_instance(settings) as instance:
-            _close_orphans(instance)
+            close_orphans(instance, _JOB)
             result, seconds = _execute(instance, chosen, as_of)
             startup = time.perf_counter() - started - seconds
             report = _report(engine, instance, result, chosen)
@@ -85,25 +101,69 @@ def _choose(engine: "Engine", client_ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(client_ids))
 
 
-def _close_orphans(instance: "DagsterInstance") -> None:
-    """Mark runs whose process was killed as failed; the lock says that none is at work."""
+def _keep_stale(settings: Settings, engine: "Engine", chosen: Sequence[str]) -> list[str]:
+    from conversion_assets.refresh.changes import find_stale_clients  # noqa: PLC0415 - polars
+    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+
+    store = FeatureStore(settings.store_url.get_secret_value())
+    stale = set(find_stale_clients(engine, store))
+    return [client_id for client_id in chosen if client_id in stale]
+
+
+def _report_nothing(seconds: float) -> LearnReport:
+    """The report of a run that was not needed, in the shape of any other."""
+    outcomes = {str(kind): {str(one): 0 for one in OutcomeKind} for kind in PatternType}
+    return LearnReport("", 0, outcomes, [], {}, round(seconds, 3))
+
+
+def close_orphans(
+    instance: "DagsterInstance", job_name: str, tags: Mapping[str, str] | None = None
+) -> None:
+    """Mark runs of a job whose process was killed as failed; a lock says that none is at work."""
     from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415
 
     from conversion_assets.orchestration.runs import LAUNCHER_TAG  # noqa: PLC0415
 
     unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
-    orphans = RunsFilter(statuses=unfinished, tags={LAUNCHER_TAG: _LAUNCHER})
+    orphans = RunsFilter(
+        job_name=job_name, statuses=unfinished, tags={LAUNCHER_TAG: _LAUNCHER, **(tags or {})}
+    )
     for run in instance.get_runs(orphans):
         instance.report_run_failed(run, "The process of this run ended before the run did.")
+
+
+def execute_job(
+    instance: "DagsterInstance", job_name: str, tags: Mapping[str, str], ops: Mapping[str, Any]
+) -> "tuple[ExecuteInProcessResult, float]":
+    """Return the finished run and its wall seconds, without those of loading the code."""
+    from conversion_assets.definitions import defs  # noqa: PLC0415 - after the environment
+    from conversion_assets.orchestration.runs import LAUNCHER_TAG  # noqa: PLC0415
+
+    # The command line reports errors itself; Dagster's own lines would drown them.
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    job = defs.resolve_job_def(job_name)
+    started = time.perf_counter()
+    result = job.execute_in_process(
+        instance=instance,
+        tags={
+            **tags,
+            LAUNCHER_TAG: _LAUNCHER,
+            # Whoever typed the command sees how it ends; a daemon must not start it again.
+            "dagster/max_retries": "0",
+        },
+        run_config={
+            "ops": {name: {"config": config} for name, config in ops.items()},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        raise_on_error=False,
+    )
+    return result, time.perf_counter() - started
 
 
 def _execute(
     instance: "DagsterInstance", chosen: Sequence[str], as_of: datetime | None
 ) -> "tuple[ExecuteInProcessResult, float]":
-    """Return the finished run and its wall seconds, without those of loading the code."""
-    from conversion_assets.definitions import defs  # noqa: PLC0415 - after the environment
-    from conversion_assets.orchestration.runs import LAUNCHER_TAG  # noqa: PLC0415
-    from conversion_assets.partitions import (  # noqa: PLC0415
+    from conversion_assets.partitions import (  # noqa: PLC0415 - after the environment
         CLIENTS,
         covering_range,
         partition_key,
@@ -112,26 +172,9 @@ def _execute(
 
     sync_partitions(instance, chosen)
     keys = instance.get_dynamic_partitions(str(CLIENTS.name))
+    tags = covering_range(keys, [partition_key(client) for client in chosen])
     config = {"client_ids": list(chosen), "as_of": as_of.isoformat() if as_of else None}
-    # The command line reports errors itself; Dagster's own lines would drown them.
-    logging.getLogger("dagster").setLevel(logging.CRITICAL)
-    job = defs.resolve_job_def("learn_patterns")
-    started = time.perf_counter()
-    result = job.execute_in_process(
-        instance=instance,
-        tags={
-            **covering_range(keys, [partition_key(client) for client in chosen]),
-            LAUNCHER_TAG: _LAUNCHER,
-            # Whoever typed the command sees how it ends; a daemon must not start it again.
-            "dagster/max_retries": "0",
-        },
-        run_config={
-            "ops": {"patterns": {"config": config}},
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-        },
-        raise_on_error=False,
-    )
-    return result, time.perf_counter() - started
+    return execute_job(instance, _JOB, tags, {"patterns": config})
 
 
 def _report(
@@ -146,7 +189,7 @@ def _report(
     run = instance.get_run_by_id(result.run_id)
     tags = run.tags if run else {}
     if OUTCOMES_TAG not in tags:
-        raise ConversionError(f"run {result.run_id} failed: {_explain(result)}")
+        raise ConversionError(f"run {result.run_id} failed: {explain_failure(result)}")
     rows = PatternRepository(engine).outcomes(chosen).to_dicts()
     errors = [
         {
@@ -168,7 +211,7 @@ def _report(
     )
 
 
-def _explain(result: "ExecuteInProcessResult") -> str:
+def explain_failure(result: "ExecuteInProcessResult") -> str:
     """Return the line of the first step that failed."""
     for event in result.all_events:
         if event.is_step_failure:

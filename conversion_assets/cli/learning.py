@@ -11,8 +11,11 @@ from conversion_assets.domain.moments import parse_moment
 @click.command("learn")
 @click.option("--client", "client_ids", multiple=True, metavar="ID", help="May be repeated.")
 @click.option("--as-of", metavar="ISO", help="Time with zone; nothing later counts. Default: now.")
+@click.option("--stale", is_flag=True, help="Only those learned by another version of the code.")
 @json_option
-def learn_command(client_ids: tuple[str, ...], as_of: str | None, as_json: bool) -> int:
+def learn_command(
+    *, client_ids: tuple[str, ...], as_of: str | None, stale: bool, as_json: bool
+) -> int:
     """Learn the patterns of the chosen or all active clients in one Dagster run.
 
     Exit status: 0; 4 when any client failed (all others are stored); 6 for an unknown client.
@@ -22,9 +25,11 @@ def learn_command(client_ids: tuple[str, ...], as_of: str | None, as_json: bool)
     from conversion_assets.cli.launching import launch_learning  # noqa: PLC0415
 
     with spinner("learning"):
-        report = launch_learning(settings, client_ids=client_ids, as_of=moment)
+        report = launch_learning(settings, client_ids=client_ids, as_of=moment, only_stale=stale)
     if as_json:
         print_json(report.as_json())
+    elif not report.run_id:
+        say("nothing is stale: every client was learned by this version of the code")
     else:
         columns = ["pattern", *next(iter(report.outcomes.values()))]
         rows = [

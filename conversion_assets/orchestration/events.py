@@ -6,7 +6,7 @@ events has no public door; the private one used here is pinned, tested, and repl
 `context.log_event`, one event at a time, when it has moved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dagster import AssetExecutionContext, AssetKey, AssetMaterialization, DagsterEvent
@@ -32,9 +32,22 @@ def record_materializations(
     by_partition: Mapping[str, Materialization],
     *,
     code_version: str,
+    parents: Sequence[AssetKey] = (),
 ) -> None:
-    """Record one materialization event per partition key given, and none for any other."""
-    inputs = _input_version_tags(context, asset_key)
+    """Record one materialization event per partition key given, and none for any other.
+
+    Args:
+        context: Of the step that made the partitions.
+        asset_key: Asset of the partitions.
+        by_partition: Event by partition key.
+        code_version: Version of the code that made them.
+        parents: Unpartitioned assets it was made from, for a step of a job that has not the asset
+            itself; else Dagster knows them.
+    """
+    if parents:
+        inputs = _latest_version_tags(context, parents)
+    else:
+        inputs = _input_version_tags(context, asset_key)
     events = [
         AssetMaterialization(
             asset_key=asset_key,
@@ -100,3 +113,29 @@ def _input_version_tags(context: AssetExecutionContext, asset_key: AssetKey) -> 
         for key, one in inputs.items()
     }
     return tags | pointers
+
+
+def _latest_version_tags(
+    context: AssetExecutionContext, parents: Sequence[AssetKey]
+) -> dict[str, str]:
+    """Return the versions that the parents were last recorded with.
+
+    Whatever the parents hold by now, the next run that records them also makes their children
+    anew; until then the children are not stale.
+    """
+    try:
+        from dagster._core.definitions.data_version import (  # noqa: PLC0415
+            DEFAULT_DATA_VERSION,
+            extract_data_version_from_entry,
+            get_input_data_version_tag,
+            get_input_event_pointer_tag,
+        )
+    except ImportError:
+        return {}
+    tags = {}
+    for key in parents:
+        record = context.instance.fetch_materializations(key, limit=1).records[:1]
+        found = extract_data_version_from_entry(record[0].event_log_entry) if record else None
+        tags[get_input_data_version_tag(key)] = (found or DEFAULT_DATA_VERSION).value
+        tags[get_input_event_pointer_tag(key)] = str(record[0].storage_id) if record else "NULL"
+    return tags

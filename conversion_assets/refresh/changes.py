@@ -1,11 +1,15 @@
-"""Which clients changed enough since they were last looked at to be worth learning again."""
+"""Which clients are worth learning again: their data or the code changed since the last time."""
 
 import json
 from collections import Counter
 from dataclasses import dataclass, field
 
+import polars as pl
 from sqlalchemy import Engine, text
 
+from conversion_assets.features import FEATURE_VERSION
+from conversion_assets.learning import CODE_VERSION
+from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.database import reported_connection_errors
 from conversion_assets.storage.patterns import PatternRepository
 from conversion_assets.storage.sources import Watermark, open_snapshot
@@ -75,6 +79,23 @@ def find_changed_clients(engine: Engine, stored: str | None) -> tuple[list[str],
     ]
     of_active = {client: changed[client] for client in active if changed[client]}
     return chosen, ChangeCursor(watermark, of_active)
+
+
+def find_stale_clients(engine: Engine, store: FeatureStore) -> list[str]:
+    """Return the active clients whose features or patterns are of another version of the code.
+
+    A client that was never learned is not stale, it is new. Features are stored for all clients by
+    one version, so that another one concerns whoever was ever learned.
+
+    Raises:
+        InputError: the database or the store cannot be read.
+    """
+    with open_snapshot(engine) as snapshot:
+        active = set(snapshot.active_client_ids())
+    learned = PatternRepository(engine).outcomes(sorted(active))
+    if store.load_manifest().feature_version in ("", FEATURE_VERSION):
+        learned = learned.filter(pl.col("code_version") != CODE_VERSION)
+    return learned["client_id"].unique().sort().to_list()
 
 
 def _count_changes(engine: Engine, since: Watermark) -> Counter[str]:

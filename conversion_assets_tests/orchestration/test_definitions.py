@@ -19,6 +19,7 @@ GRAPH = {
     "what_patterns": ["lead_features", "touch_features"],
     "when_patterns": ["lead_features", "touch_features"],
     "how_patterns": ["lead_features", "touch_features"],
+    "backfills": [],
 }
 
 
@@ -30,7 +31,7 @@ def test_definitions_load_in_a_fresh_interpreter():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "9"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "10"), done.stderr
 
 
 def test_the_graph_is_the_one_that_was_meant():
@@ -43,13 +44,20 @@ def test_the_graph_is_the_one_that_was_meant():
     partitioned = {
         name: spec.partitions_def.name for name, spec in specs.items() if spec.partitions_def
     }
-    assert partitioned == {name: "clients" for name in GRAPH if name.endswith("_patterns")}
+    by_client = {name for name in GRAPH if name.endswith("_patterns")} | {"backfills"}
+    assert partitioned == dict.fromkeys(by_client, "clients")
     assert {name for name, spec in specs.items() if not spec.code_version} == {
         "clients",
         "leads",
         "activities",
+        "backfills",
     }
-    assert {spec.group_name for spec in specs.values()} == {"sources", "features", "patterns"}
+    assert {spec.group_name for spec in specs.values()} == {
+        "sources",
+        "features",
+        "patterns",
+        "backfill",
+    }
 
 
 def test_every_asset_says_its_grain():
@@ -68,7 +76,7 @@ def test_the_job_runs_everything_in_one_process():
     job = defs.resolve_job_def("learn_patterns")
     assert job.executor_def is dg.in_process_executor
     keys = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
-    assert keys == set(GRAPH)
+    assert keys == set(GRAPH) - {"backfills"}
 
 
 def test_no_resource_takes_config():

@@ -13,7 +13,7 @@ from conversion_assets_tests.documents import AS_OF, document
 from conversion_assets_tests.homes import VARIABLES
 
 COMMANDS = [
-    "check", "demo", "import", "learn", "list", "migrate", "patterns", "schema", "synth", "ui",
+    "backfill", "check", "demo", "import", "learn", "list", "migrate", "patterns", "schema", "synth", "ui",
     "weights",
 ]  # fmt: skip
 
@@ -90,6 +90,9 @@ def test_the_help_names_every_command(call):
         (["synth"], "--out"),
         (["ui", "--port", "0"], "--port"),
         (["learn"], "no active client"),
+        (["backfill"], "name the CLIENT"),
+        (["backfill", "c", "--no-content", "--no-als", "--no-detectors"], "nothing to do"),
+        (["backfill", "c", "--as-of", "2026-01-04"], "has no zone"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_status_2(call, arguments, hint):
@@ -100,7 +103,15 @@ def test_a_bad_argument_is_one_line_and_status_2(call, arguments, hint):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", [["patterns", "nobody"], ["weights", "nobody"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["patterns", "nobody"],
+        ["weights", "nobody"],
+        ["backfill", "nobody"],
+        ["backfill", "nobody", "--dry-run"],
+    ],
+)
 def test_an_unknown_client_is_status_6(call, command):
     status, out, err = call(*command)
     assert (status, out) == (6, "")
