@@ -8,7 +8,8 @@ dimensions and the selection of rows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,13 @@ from conversion_assets.domain.patterns import (
 from conversion_assets.features import build_features
 from conversion_assets.learning import Detection, detect_patterns
 from conversion_assets.synthetic.config import SyntheticConfig
-from conversion_assets.synthetic.generator import generate_agency
+from conversion_assets.synthetic.generator import Agency, generate_agency
+from conversion_assets_tests.recovery.propensity_generator import (
+    PropensityAgency,
+    PropensityConfig,
+    generate_propensity_agency,
+)
+from conversion_assets_tests.recovery.raw_rates import rank_by_raw_rates
 
 # Raw text of this many leads is held at once; the features of all stay.
 BATCH_LEADS = 40_000
@@ -51,11 +58,14 @@ class Learned:
             shrunk_rate, low, high, lift, lift_low, lift_high, q_value, verdict, reversed (a
             reversal is listed), true_rate, true_lift (null for sequences), is_null (nothing was
             planted that touches the dimension).
+        baseline: the same clients as the method of raw rates ranks them: client_id, dimension,
+            value, n, k, rate, lift, is_win, true_rate, true_lift, is_null.
         detection: documents and outcomes.
         truth: the generator's record.
     """
 
     cells: pl.DataFrame
+    baseline: pl.DataFrame
     detection: Detection
     truth: dict[str, Any]
 
@@ -74,29 +84,80 @@ def learn_agency(config: SyntheticConfig, settings: LearningConfig | None = None
         agency = generate_agency(
             config.model_copy(update={"first_client": first, "clients": count})
         )
-        features = build_features(agency.clients, agency.leads, agency.activities)
-        members = agency.clients.select(client_id="id", pool_opt_in="pool_opt_in")
         hazards = agency.latent_touches.select("activity_id", p="hazard")
         chances = agency.latent_leads.select("lead_id", p="probability")
-        parts.append((features.leads, features.touches, members, hazards, chances, agency.truth))
+        parts.append(_build(agency, hazards, chances))
+    return learn_parts(parts, config.as_of, settings)
+
+
+def learn_propensity(config: PropensityConfig, settings: LearningConfig | None = None) -> Learned:
+    """The same for the generator of the other mechanism."""
+    size = max(1, BATCH_LEADS // max(config.leads, 1))
+    parts = []
+    for first in range(config.first_client, config.first_client + config.clients, size):
+        count = min(size, config.first_client + config.clients - first)
+        agency = generate_propensity_agency(replace(config, first_client=first, clients=count))
+        hazards = agency.latent_touches.select("activity_id", p="hazard")
+        chances = agency.latent_leads.select("lead_id", p="chance")
+        parts.append(_build(agency, hazards, chances))
+    return learn_parts(parts, config.as_of, settings)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Features of some clients with what is known of their rows.
+
+    Attributes:
+        leads: `lead_features`.
+        touches: `touch_features`.
+        members: client_id, pool_opt_in.
+        hazards: activity_id and p, the probability of each touch to convert.
+        chances: lead_id and p, the probability of each lead.
+        truth: the generator's record.
+    """
+
+    leads: pl.DataFrame
+    touches: pl.DataFrame
+    members: pl.DataFrame
+    hazards: pl.DataFrame
+    chances: pl.DataFrame
+    truth: dict[str, Any]
+
+
+def _build(agency: Agency | PropensityAgency, hazards: pl.DataFrame, chances: pl.DataFrame) -> Part:
+    features = build_features(agency.clients, agency.leads, agency.activities)
+    members = agency.clients.select(client_id="id", pool_opt_in="pool_opt_in")
+    return Part(features.leads, features.touches, members, hazards, chances, agency.truth)
+
+
+def learn_parts(parts: list[Part], as_of: datetime, settings: LearningConfig | None) -> Learned:
+    """Learn all clients together, and put the truth and the baseline beside."""
     leads, touches, members, hazards, chances = (
-        pl.concat([part[i] for part in parts]) for i in range(5)
+        pl.concat([getattr(part, name) for part in parts])
+        for name in ("leads", "touches", "members", "hazards", "chances")
     )
-    truth = {**parts[0][5], "clients": [c for part in parts for c in part[5]["clients"]],
-             "effects": [e for part in parts for e in part[5]["effects"]]}  # fmt: skip
+    truth = {**parts[0].truth, "clients": [c for part in parts for c in part.truth["clients"]],
+             "effects": [e for part in parts for e in part.truth["effects"]]}  # fmt: skip
     settled = settings or LearningConfig()
-    detection = detect_patterns(leads, touches, members, as_of=config.as_of, config=settled)
+    detection = detect_patterns(leads, touches, members, as_of=as_of, config=settled)
     true = compute_true_cells(
-        leads, touches, hazards, chances, members["client_id"].to_list(), config, settled
+        leads, touches, hazards, chances, members["client_id"].to_list(), as_of, settled
     )
-    cells = (
-        tabulate_documents(detection)
-        .join(true, on=["client_id", "dimension", "value"], how="left")
-        .join(_list_affected(truth), on=["client_id", "dimension"], how="left")
-        .with_columns(is_null=pl.col("is_affected").is_null())
-        .drop("is_affected")
+
+    def put_truth(cells: pl.DataFrame) -> pl.DataFrame:
+        return (
+            cells.join(true, on=["client_id", "dimension", "value"], how="left")
+            .join(_list_affected(truth), on=["client_id", "dimension"], how="left")
+            .with_columns(is_null=pl.col("is_affected").is_null())
+            .drop("is_affected")
+        )
+
+    return Learned(
+        put_truth(tabulate_documents(detection)),
+        put_truth(rank_by_raw_rates(leads, touches)),
+        detection,
+        truth,
     )
-    return Learned(cells, detection, truth)
 
 
 def _list_affected(truth: dict[str, Any]) -> pl.DataFrame:
@@ -116,11 +177,11 @@ def compute_true_cells(
     hazards: pl.DataFrame,
     chances: pl.DataFrame,
     client_ids: list[str],
-    config: SyntheticConfig,
+    as_of: datetime,
     settings: LearningConfig,
 ) -> pl.DataFrame:
     """True rate and adjusted lift of every cell of leads and touches."""
-    population = select_population(leads, touches, client_ids, config.as_of, settings)
+    population = select_population(leads, touches, client_ids, as_of, settings)
     # Young leads are left out, but of the youngest that remain a few will convert yet: their
     # chance until now is what is counted, and the same for all values.
     frames = {
@@ -137,8 +198,8 @@ def compute_true_cells(
 
 
 def _true_dimension(rows: pl.DataFrame, dimension: Dimension) -> pl.DataFrame:
-    keys = ["client", *dimension.strata]
-    rows = rows.filter(dimension.counts_in)
+    keys = ["client", *dimension.within, *dimension.strata]
+    rows = rows.with_columns(**getattr(dimension, "bins", {})).filter(dimension.counts_in)
     base = rows.group_by(keys).agg(mean=pl.col("p").mean())
     labels: dict[str | None, pl.Expr] = (
         {None: dimension.value}

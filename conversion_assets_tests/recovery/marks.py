@@ -1,21 +1,25 @@
 """The acceptance marks measured on simulated truth; each function returns what it found.
 
 Sizes are arguments: the tests run small ones, `python -m conversion_assets_tests.recovery --full`
-those that the marks speak of. A mark is never bent to what was measured.
+those that the marks speak of. A mark is never bent to what was measured. Beside ours stands what
+the method of raw rates (`raw_rates.py`) makes of the same rows.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from conversion_assets.domain.terms import PatternType
-from conversion_assets.synthetic.config import DEFAULT_EFFECTS, Effect, SyntheticConfig
+from conversion_assets.synthetic.config import SyntheticConfig
+from conversion_assets_tests.recovery import worlds
 from conversion_assets_tests.recovery.agencies import SEQUENCE, Learned, learn_agency
+from conversion_assets_tests.recovery.worlds import HAZARD, MARK_7
 
 IS_ACT = pl.col("verdict") == "act"
 COVERS_LIFT = pl.col("true_lift").is_between("lift_low", "lift_high")
@@ -26,14 +30,13 @@ TWELVE_ZONES = (
     "Asia/Tokyo", "Europe/London", "Europe/Berlin", "America/New_York", "America/Los_Angeles",
     "America/St_Johns", "America/Santiago",
 )  # fmt: skip
-MARK_7 = (
-    ("title_rankings.title", "Marketing Director", 2.0),
-    ("subject_patterns", "quick_question", 1.6),
-    ("best_days", "Tuesday", 1.6),
-    ("best_hours", 10, 1.6),
-    (SEQUENCE, ("email", "linkedin", "voice"), 2.0),
-)
-"""Mark 7's effects; authority is planted beside them and judged by the weights."""
+# Ends and lengths in days of what is learned from: a whole year, which crosses both clock changes
+# of every zone that has them, and four months around each of the two.
+SEASONS = {
+    "the year": (datetime(2026, 1, 4, tzinfo=UTC), 360),
+    "around spring": (datetime(2025, 5, 20, tzinfo=UTC), 120),
+    "around autumn": (datetime(2025, 12, 10, tzinfo=UTC), 120),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,12 @@ class Mark:
         name: what was measured.
         value: the figure.
         low: least that passes.
-        high: most that passes.
+        high: most that passes; a figure without bounds is only shown.
         n: how many clients or cells the figure rests on.
         detail: figures by dimension or the like, for diagnosis.
+        world: where it was measured.
+        baseline: the same figure for the method of raw rates; None where it has none.
+        reason: why it is not met, where that is known.
     """
 
     number: int
@@ -57,45 +63,67 @@ class Mark:
     high: float = np.inf
     n: int = 0
     detail: dict[str, str] = field(default_factory=dict)
+    world: str = HAZARD
+    baseline: float | None = None
+    reason: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether the figure is within its bounds."""
         return bool(self.low <= self.value <= self.high)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is a bound at all."""
+        return bool(np.isfinite(self.low) or np.isfinite(self.high))
 
-def measure_null(clients: int, leads: int, *, seed: int = 1, frailty: float = 0.0) -> list[Mark]:
+
+def measure_null(
+    clients: int, leads: int, *, seed: int = 1, frailty: float = 0.0, world: str = HAZARD
+) -> list[Mark]:
     """Mark 1, second half: with no signal at all, how many clients hear "act" about anything."""
-    learned = learn_agency(
-        SyntheticConfig(clients=clients, leads=leads, seed=seed, null=True, frailty=frailty)
-    )
+    learned = worlds.learn_null(world, clients, leads, seed, frailty=frailty)
+    where = f"{world}, frail leads" if frailty else world
     # Unknown frailty depletes: a lead's first touches truly convert more, and that is no error.
     acts = learned.cells.filter(IS_ACT, pl.col("is_null"))
-    share = acts["client_id"].n_unique() / max(learned.clients, 1)
-    marks = [
-        Mark(1, "null clients that hear act", share, high=0.10, n=learned.clients,
-             detail=_count(acts, "dimension")),
-        *_measure_coverage(learned, "no signal"),
+    wins = learned.baseline.filter("is_win", pl.col("is_null"))
+    ours, theirs = (rows["client_id"].n_unique() / max(clients, 1) for rows in (acts, wins))
+    confidence = learned.baseline.group_by("client_id").agg(pl.col("confidence").max())
+    return [
+        Mark(1, "null clients that hear act", ours, high=0.10, n=learned.clients,
+             detail=_count(acts, "dimension"), world=where, baseline=theirs),
+        Mark(1, "acts per null client", acts.height / max(clients, 1), n=clients, world=where,
+             baseline=wins.height / max(clients, 1),
+             detail={"confidence of the baseline, median client":
+                     f"{confidence['confidence'].median() or 0.0:.2f}"}),
+        *measure_coverage(learned.cells, "no signal", is_null=True, world=where),
     ]  # fmt: skip
-    return marks
 
 
-def measure_mixed(clients: int, leads: int, *, seed: int = 2) -> list[Mark]:
+def measure_mixed(clients: int, leads: int, *, seed: int = 2, world: str = HAZARD) -> list[Mark]:
     """Marks 1 to 3 over clients of which each has some effects and not others."""
-    learned = learn_agency(
-        SyntheticConfig(clients=clients, leads=leads, seed=seed, mixed=True, base_spread=0.4)
-    )
-    acts = add_falsehood(learned).filter(IS_ACT)
+    learned = worlds.learn_mixed(world, clients, leads, seed)
+    acts = add_falsehood(learned.cells, learned.truth).filter(IS_ACT)
     false = acts.filter("is_false")
+    wins = add_falsehood(learned.baseline, learned.truth).filter("is_win")
     return [
         Mark(1, "false discoveries among acts", false.height / max(acts.height, 1), high=0.12,
-             n=acts.height, detail=_count(false, "dimension")),
-        *_measure_coverage(learned, "mixed"),
-        *_measure_errors(learned),
+             n=acts.height, detail=_count(false, "dimension"), world=world,
+             baseline=wins["is_false"].mean()),
+        *measure_coverage(learned.cells, "mixed", world=world),
+        *_measure_errors(learned, world),
     ]  # fmt: skip
 
 
-def add_falsehood(learned: Learned) -> pl.DataFrame:
+def measure_continuous(
+    clients: int, leads: int, *, seed: int = 8, world: str = HAZARD
+) -> list[Mark]:
+    """Mark 2 where no cell is without an effect."""
+    cells = worlds.learn_continuous(world, clients, leads, seed)
+    return measure_coverage(cells, "every cell differs", world=world)
+
+
+def add_falsehood(cells: pl.DataFrame, truth: dict[str, Any]) -> pl.DataFrame:
     """Cells with is_false: what an act about the cell would be.
 
     In a dimension that no planted effect touches every act is false. In a touched dimension no
@@ -104,7 +132,7 @@ def add_falsehood(learned: Learned) -> pl.DataFrame:
     upward act is false unless the prefix starts with a planted one or starts it.
     """
     planted: dict[str, list[list[str]]] = {}
-    for effect in learned.truth["effects"]:
+    for effect in truth["effects"]:
         if effect["dimension"] == SEQUENCE:
             planted.setdefault(effect["client_id"], []).append(effect["value"])
 
@@ -112,43 +140,53 @@ def add_falsehood(learned: Learned) -> pl.DataFrame:
         own = prefix.split("\x1f")
         return any(own[: len(other)] == other[: len(own)] for other in planted.get(client, []))
 
-    cells = learned.cells.with_columns(
+    judged = cells.with_columns(
         is_wrong_way=((pl.col("lift") > 1) != (pl.col("true_lift") > 1)).fill_null(False)
     )
     is_stranger = pl.Series(
         [
             dimension == SEQUENCE and lift > 1 and not belongs(client, value)
-            for client, dimension, value, lift in cells.select(
+            for client, dimension, value, lift in judged.select(
                 "client_id", "dimension", "value", "lift"
             ).iter_rows()
         ],
         dtype=pl.Boolean,
     )
-    return cells.with_columns(is_false=pl.col("is_null") | pl.col("is_wrong_way") | is_stranger)
+    return judged.with_columns(is_false=pl.col("is_null") | pl.col("is_wrong_way") | is_stranger)
 
 
-def _measure_coverage(learned: Learned, name: str) -> list[Mark]:
-    cells = learned.cells.drop_nulls("true_lift")
+def measure_coverage(
+    cells: pl.DataFrame, name: str, *, is_null: bool = False, world: str = HAZARD
+) -> list[Mark]:
+    """Mark 2 over cells with their truth; without any signal an act is wrong by definition."""
+    known = cells.drop_nulls("true_lift")
     marks = []
     for what, covers in (("lift", COVERS_LIFT), ("rate", COVERS_RATE)):
-        # Without any signal an act is wrong by definition: its coverage would say nothing new.
-        selected = cells.filter(IS_ACT, ~pl.lit(value=bool(learned.truth["null"])))
-        for group, rows in (("", cells), (" of act cells", selected)):
+        selected = known.filter(IS_ACT, ~pl.lit(value=is_null))
+        for group, rows in (("", known), (" of act cells", selected)):
             if rows.height:
                 share = rows.select(covers.mean()).item()
                 low, high = (0.85, 1.0) if group else (0.88, 0.92)
                 marks.append(
                     Mark(2, f"90 % intervals of the {what}{group} cover, {name}", share, low, high,
-                         rows.height, _share(rows, covers))
+                         rows.height, _share(rows, covers), world)
                 )  # fmt: skip
     return marks
 
 
-def _measure_errors(learned: Learned) -> list[Mark]:
+def _measure_errors(learned: Learned, world: str) -> list[Mark]:
     marks = []
-    cells = learned.cells.drop_nulls("true_rate").with_columns(
-        raw=(pl.col("rate") - pl.col("true_rate")) ** 2,
-        shrunk=(pl.col("shrunk_rate") - pl.col("true_rate")) ** 2,
+    theirs = learned.baseline.select(
+        "client_id", "dimension", "value", pl.col("rate").alias("their_rate")
+    )
+    cells = (
+        learned.cells.drop_nulls("true_rate")
+        .join(theirs, on=["client_id", "dimension", "value"], how="left")
+        .with_columns(
+            raw=(pl.col("rate") - pl.col("true_rate")) ** 2,
+            shrunk=(pl.col("shrunk_rate") - pl.col("true_rate")) ** 2,
+            theirs=(pl.col("their_rate") - pl.col("true_rate")) ** 2,
+        )
     )
     for name, rows, high in (
         ("n < 50", cells.filter(pl.col("n") < 50), 0.75),
@@ -156,13 +194,15 @@ def _measure_errors(learned: Learned) -> list[Mark]:
     ):
         if rows.height:
             ratio = np.sqrt(rows["shrunk"].sum() / rows["raw"].sum())
+            same = rows.drop_nulls("theirs")
+            baseline = np.sqrt(same["theirs"].sum() / same["raw"].sum()) if same.height else None
             by = rows.group_by("dimension").agg(
                 ratio=(pl.col("shrunk").sum() / pl.col("raw").sum()).sqrt(), n=pl.len()
             )
             detail = {d: f"{r:.2f} of {n}" for d, r, n in by.sort("ratio").iter_rows()}
             marks.append(
                 Mark(3, f"error of shrunk over raw rates, {name}", float(ratio), high=high,
-                     n=rows.height, detail=detail)
+                     n=rows.height, detail=detail, world=world, baseline=baseline)
             )  # fmt: skip
     return marks
 
@@ -184,73 +224,92 @@ def measure_weak_signal(leads: Iterable[int], *, clients: int = 6, seed: int = 3
 
 
 def measure_best_hour(
-    leads: int, *, zones: tuple[str, ...] = TWELVE_ZONES, seed: int = 5
+    leads: int,
+    *,
+    zones: Sequence[str] = TWELVE_ZONES,
+    seed: int = 5,
+    world: str = HAZARD,
+    season: str = "the year",
 ) -> list[Mark]:
     """Mark 5: the best hour of a client whose leads all live in one zone, for each zone."""
-    errors = {}
-    effects = (Effect(dimension="best_hours", value=10, ratio=1.6),)
+    as_of, days = SEASONS[season]
+    errors, their_errors, detail = {}, {}, {}
     for zone in zones:
-        learned = learn_agency(
-            SyntheticConfig(clients=1, leads=leads, seed=seed, effects=effects, zones=(zone,),
-                            base_conversion=0.15, as_of=datetime(2026, 1, 4, tzinfo=UTC))
-        )  # fmt: skip
-        document = learned.detection.documents["client-0001", PatternType.WHEN]
-        best = int(document.best_hours[0].value)  # type: ignore[union-attr, arg-type]
-        errors[zone] = min((best - 10) % 24, (10 - best) % 24)
-    within = sum(e <= 1 for e in errors.values()) / len(errors)
-    return [Mark(5, "zones with the best hour within one hour", within, low=1.0, n=len(zones),
-                 detail={z: f"{e} h off" for z, e in errors.items()})]  # fmt: skip
+        learned = worlds.learn_one_zone(world, leads, zone, seed, as_of, days)
+        ((_, document),) = [
+            item for item in learned.detection.documents.items() if item[0][1] == PatternType.WHEN
+        ]
+        errors[zone] = _hours_off(document.best_hours[0].value)  # type: ignore[union-attr]
+        hours = learned.baseline.filter(dimension="best_hours").sort("rate", "value")
+        their_errors[zone] = _hours_off(hours["value"][-1])
+        changes = count_clock_changes(zone, as_of - timedelta(days=days), as_of)
+        detail[zone] = f"{errors[zone]} h off, {changes} clock changes"
+    share, baseline = (
+        sum(e <= 1 for e in found.values()) / len(found) for found in (errors, their_errors)
+    )
+    return [Mark(5, f"zones with the best hour within one hour, {season}", share, low=1.0,
+                 n=len(zones), detail=detail, world=world, baseline=baseline)]  # fmt: skip
 
 
-def measure_reversals(clients: int, leads: int, *, seed: int = 6) -> list[Mark]:
+def _hours_off(hour: Any, truth: int = 10) -> int:
+    off = (int(hour) - truth) % 24
+    return min(off, 24 - off)
+
+
+def count_clock_changes(zone: str, start: datetime, end: datetime) -> int:
+    """Changes of a zone's offset between two moments."""
+    days = pl.datetime_range(start, end, "1d", time_zone="UTC", eager=True)
+    local = days.dt.convert_time_zone(zone)
+    offset = local.dt.base_utc_offset() + local.dt.dst_offset()
+    return int((offset.diff().drop_nulls() != timedelta(0)).sum())
+
+
+def measure_reversals(
+    clients: int, leads: int, *, seed: int = 6, world: str = HAZARD
+) -> list[Mark]:
     """Mark 6: constructed reversals flagged, effects that are the same everywhere left alone."""
-    effects = tuple(e for e in DEFAULT_EFFECTS if e.dimension in ("best_days", "source_rankings"))
-    simpson = learn_agency(
-        SyntheticConfig(clients=clients, leads=leads, seed=seed, effects=effects,
-                        simpson=frozenset({"source", "channel"}), base_conversion=0.15)
-    )  # fmt: skip
+    simpson = worlds.learn_reversals(world, clients, leads, seed)
     marks = []
     for effect in [e for e in simpson.truth["effects"] if e["kind"] == "simpson"][:2]:
-        value = str(effect["value"]).lower()
-        rows = simpson.cells.filter(
-            pl.col("dimension") == effect["dimension"], pl.col("value") == value
-        )
-        flagged = (rows["verdict"] == "watch").mean()
+        cell = {"dimension": effect["dimension"], "value": str(effect["value"]).lower()}
+        rows, theirs = simpson.cells.filter(**cell), simpson.baseline.filter(**cell)
+        flagged = (rows["verdict"] == "watch").sum() / clients
         name = f"reversals over {effect['stratum']} flagged"
-        marks.append(Mark(6, name, flagged, low=1.0, n=rows.height, detail=_count(rows, "verdict")))
-    plain = learn_agency(
-        SyntheticConfig(clients=clients, leads=leads, seed=seed, base_conversion=0.15)
-    )
-    certain = [
-        ("source_rankings", "referral"), ("best_days", "Tuesday"), ("best_hours", "10"),
-        ("subject_patterns", "quick_question"), ("pain_points", "revenue"),
-        ("ctas.by_type", "time_specific"), ("title_rankings.title", "Marketing Director"),
-    ]  # fmt: skip
-    named = pl.DataFrame(certain, schema=["dimension", "value"], orient="row")
+        # It flags nothing; what it calls a loser here wins in every stratum.
+        detail = {**_count(rows, "verdict"),
+                  "baseline: losers": str((theirs["lift"] < 1).sum())}  # fmt: skip
+        marks.append(Mark(6, name, flagged, low=1.0, n=rows.height, detail=detail, world=world,
+                          baseline=0.0))  # fmt: skip
+    plain = worlds.learn_plain(world, clients, leads, seed)
+    named = pl.DataFrame(worlds.CERTAIN[world], schema=["dimension", "value"], orient="row")
     rows = plain.cells.join(named, on=["dimension", "value"]).filter(pl.col("q_value") <= 0.10)
     false = rows.filter(pl.col("verdict") == "watch")
-    share = false.height / rows.height
+    share = false.height / max(rows.height, 1)
     name = "false flags on effects alike in every stratum"
-    marks.append(Mark(6, name, share, high=0.05, n=rows.height, detail=_count(false, "dimension")))
+    marks.append(Mark(6, name, share, high=0.05, n=rows.height, detail=_count(false, "dimension"),
+                      world=world))  # fmt: skip
     return marks
 
 
-def measure_planted(clients: int, leads: int, *, seed: int = 7) -> list[Mark]:
+def measure_planted(clients: int, leads: int, *, seed: int = 7, world: str = HAZARD) -> list[Mark]:
     """Mark 7: each planted effect found as act, the right way round."""
-    effects = tuple(Effect(dimension=d, value=v, ratio=r) for d, v, r in MARK_7)
-    effects += (Effect(dimension="recommended_weights", value="authority", ratio=6.0),)
-    learned = learn_agency(
-        SyntheticConfig(
-            clients=clients, leads=leads, seed=seed, effects=effects, base_conversion=0.15
-        )
-    )
+    learned = worlds.learn_planted(world, clients, leads, seed)
     marks = []
     for dimension, value, _ in MARK_7:
         label = "\x1f".join(value) if isinstance(value, tuple) else str(value)
-        rows = learned.cells.filter(pl.col("dimension") == dimension, pl.col("value") == label)
+        cell = {"dimension": dimension, "value": label}
+        rows = learned.cells.filter(**cell)
         found = rows.filter(IS_ACT, pl.col("lift") > 1).height / clients
-        marks.append(Mark(7, f"found as act: {dimension} {label.replace(chr(31), ' > ')}", found,
-                          low=0.95, n=clients, detail=_count(rows, "verdict")))  # fmt: skip
+        won = learned.baseline.filter(**cell).filter("is_win").height / clients
+        name = f"found as act: {dimension} {label.replace(chr(31), ' > ')}"
+        marks.append(Mark(7, name, found, low=0.95, n=clients, detail=_count(rows, "verdict"),
+                          world=world, baseline=won))  # fmt: skip
+    marks.append(_measure_weights(learned, clients, world))
+    marks += _measure_best(learned, clients, world)
+    return marks
+
+
+def _measure_weights(learned: Learned, clients: int, world: str) -> Mark:
     strongest = 0
     reasons: dict[str, int] = {}
     for (_, kind), document in learned.detection.documents.items():
@@ -258,13 +317,37 @@ def measure_planted(clients: int, leads: int, *, seed: int = 7) -> list[Mark]:
             weights = document.recommended_weights.model_dump()  # type: ignore[union-attr]
             evaluation = document.score_evaluation  # type: ignore[union-attr]
             strongest += evaluation.recommended and max(weights, key=weights.get) == "authority"
-            reasons[evaluation.reason.split(":")[0]] = (
-                reasons.get(evaluation.reason.split(":")[0], 0) + 1
-            )
+            reason = evaluation.reason.split(":")[0]
+            reasons[reason] = reasons.get(reason, 0) + 1
     name = "learned weights recommended with authority first"
     detail = {reason: str(count) for reason, count in reasons.items()}
-    marks.append(Mark(7, name, strongest / clients, low=0.95, n=clients, detail=detail))
-    return marks
+    return Mark(7, name, strongest / clients, low=0.95, n=clients, detail=detail, world=world)
+
+
+def _measure_best(learned: Learned, clients: int, world: str) -> list[Mark]:
+    """Whether the day and the hour named first are the planted ones; leads live in many zones."""
+    right = {"weekday": 0, "hour within one": 0}
+    for (_, kind), document in learned.detection.documents.items():
+        if kind == PatternType.WHEN:
+            right["weekday"] += document.best_days[0].value == "Tuesday"  # type: ignore[union-attr]
+            hour = document.best_hours[0].value  # type: ignore[union-attr]
+            right["hour within one"] += _hours_off(hour) <= 1
+    best = (
+        learned.baseline.sort("rate", "value")
+        .group_by("client_id", "dimension")
+        .agg(pl.col("value").last())
+    )
+    theirs = {
+        "weekday": (best.filter(dimension="best_days")["value"] == "Tuesday").sum(),
+        "hour within one": sum(
+            _hours_off(hour) <= 1 for hour in best.filter(dimension="best_hours")["value"]
+        ),
+    }
+    return [
+        Mark(7, f"best {what} named rightly", found / clients, n=clients, world=world,
+             baseline=theirs[what] / clients)
+        for what, found in right.items()
+    ]  # fmt: skip
 
 
 def is_plausible(mark: Mark, probability: float = 0.001) -> bool:
