@@ -28,8 +28,9 @@ def rebuild_features(
 def rebuild_history(engine: Engine, client_ids: Collection[str]) -> HistoryRepair:
     """Make current patterns and history of some clients agree.
 
-    A current document that the history lacks is appended to it; a document of the history that is
-    newer than the current one becomes current; forecasts of a document that exists nowhere go.
+    A current document that the history lacks is appended to it; where the history has a newer one,
+    or another one for the same version, that becomes current: nobody can change the history, see
+    its triggers. Forecasts of a document that exists nowhere go.
 
     Raises:
         NotFoundError: there is no such client.

@@ -542,8 +542,8 @@ def _compare_history(engine: Engine, current: pl.DataFrame) -> Iterator[Differen
             message = f"the history has a newer version, of {_day(row['newest_as_of'])}"
             mend = _rebuild_history(client_id)
         elif not row["is_same"]:
-            message = "document and history differ for the same version"
-            mend = _learn(client_id)
+            message = "the document is not that of the history for the same version"
+            mend = _rebuild_history(client_id)
         else:
             continue
         yield Difference(
@@ -651,7 +651,7 @@ def _compare_inputs(
             values = (CODE_VERSION, row["code_version"])
         elif row["input_fingerprint"] != expected:
             check = "patterns_are_of_these_rows"
-            message = "rows, pool or thresholds have changed since it was learned"
+            message = "rows, pool, earlier claims or thresholds have changed since then"
             values = (expected, row["input_fingerprint"])
         else:
             continue

@@ -238,7 +238,10 @@ def repair_history(engine: Engine, client_ids: Collection[str]) -> HistoryRepair
     drop = """DELETE FROM conversion_patterns WHERE client_id = :client AND EXISTS (
         SELECT 1 FROM conversion_pattern_history h WHERE h.client_id = conversion_patterns.client_id
         AND h.pattern_type = conversion_patterns.pattern_type
-        AND h.as_of > conversion_patterns.as_of)"""
+        AND (h.as_of > conversion_patterns.as_of OR (h.as_of = conversion_patterns.as_of
+            AND h.code_version = conversion_patterns.code_version
+            AND h.input_fingerprint = conversion_patterns.input_fingerprint
+            AND h.patterns <> conversion_patterns.patterns)))"""
     newest = """SELECT h.*, row_number() OVER (PARTITION BY h.pattern_type
             ORDER BY h.as_of DESC, h.computed_at DESC) AS place
         FROM conversion_pattern_history h WHERE h.client_id = :client"""
