@@ -78,6 +78,12 @@ PATTERN_CLAIMS = (
     ),
     Claim("last_learning_succeeded", HealthRule.FAILED, HIGH, "No client's last learning failed."),
     Claim(
+        "claims_come_true",
+        HealthRule.FORWARD_FAILING,
+        MEDIUM,
+        "No client's claims fail on later leads beyond what chance allows.",
+    ),
+    Claim(
         "every_client_has_a_result",
         HealthRule.NO_RESULT,
         HIGH,
@@ -112,13 +118,37 @@ SOURCE_CLAIMS = (
         "Few of a client's touches had to be left out or corrected.",
     ),
 )
+LEAD_CLAIMS = (
+    Claim(
+        "leads_have_not_drifted",
+        HealthRule.DRIFT,
+        MEDIUM,
+        "Leads and their conversion are still those that were learned from.",
+    ),
+)
+CLIENT_CLAIMS = (
+    Claim(
+        "pools_expose_nobody",
+        HealthRule.POOL_PRIVACY,
+        HIGH,
+        "Whatever was borrowed came from five or more opted-in others, none above a quarter.",
+    ),
+)
 CLAIMS: dict[tuple[AssetKey, str], tuple[Claim, PatternType | None]] = {
     **{
         (AssetKey(f"{kind}_patterns"), claim.name): (claim, kind)
         for kind in PatternType
         for claim in (*PATTERN_CLAIMS, *(WEIGHT_CLAIMS if kind == PatternType.WHO else ()))
     },
-    **{(AssetKey("activities"), claim.name): (claim, None) for claim in SOURCE_CLAIMS},
+    **{
+        (AssetKey(source), claim.name): (claim, None)
+        for source, claims in (
+            ("clients", CLIENT_CLAIMS),
+            ("leads", LEAD_CLAIMS),
+            ("activities", SOURCE_CLAIMS),
+        )
+        for claim in claims
+    },
 }
 
 _SCHEMA = TableSchema(
@@ -148,6 +178,7 @@ def pattern_health(
             database.engine(),
             now=datetime.now(UTC),
             config=settings.load().health,
+            learning=settings.load().learning,
             channels=alerts.channel_names(),
         )
     context.log.info(

@@ -32,6 +32,7 @@ def health_command(client_ids: tuple[str, ...], as_json: bool) -> int:
         open_database(settings),
         now=datetime.now(UTC),
         config=settings.health,
+        learning=settings.learning,
         channels=list_channel_names(settings),
         client_ids=client_ids or None,
     )

@@ -64,6 +64,24 @@ class HealthConfig(BaseModel):
     excluded_share: float = Field(
         0.2, gt=0, le=1, description="Share of a client's touches with one defect"
     )
+    drift_level: float = Field(
+        0.001, gt=0, lt=1, description="Chance of a false alarm per client, question and refresh"
+    )
+    drift_psi: float = Field(
+        0.1, ge=0, description="A mix that changed by less is no matter, however sure it is"
+    )
+    drift_factor: float = Field(
+        1.25, ge=1, description="A rate that changed by less is no matter, however sure it is"
+    )
+    forward_level: float = Field(
+        0.01, gt=0, lt=1, description="Chance that a record of mostly true claims is called failing"
+    )
+    keep_days: float = Field(
+        # Above the longest look-back of a notice's key, so that nothing is told a second time.
+        90,
+        ge=30,
+        description="Sent alerts and closed findings are kept this long",
+    )
     alert_severity: Severity = Field(
         Severity.HIGH, description="Findings of this severity or worse alert somebody"
     )

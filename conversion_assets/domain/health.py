@@ -83,11 +83,19 @@ class HealthInputs:
             component.
         outcomes: Last outcome per client and type: client_id, pattern_type, outcome, reason,
             error.
+        drift: What the last refresh found changed: client_id and the fields of `facts.Drift`.
+        facts: One row per client with facts of its last refresh: client_id, drift_error, the fields
+            of `facts.Borrowing` (null where nothing was borrowed), lenders (known members of the
+            pool) and strangers (those of them that had not opted in when it was made).
+        records: One row per client and type with graded claims, see `evaluation.failing`.
     """
 
     clients: pl.DataFrame
     patterns: pl.DataFrame
     outcomes: pl.DataFrame
+    drift: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=DRIFT_SCHEMA))
+    facts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=FACTS_SCHEMA))
+    records: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=RECORD_SCHEMA))
 
 
 CLIENT_SCHEMA: dict[str, Any] = {
@@ -110,6 +118,43 @@ PATTERN_SCHEMA: dict[str, Any] = {
 OUTCOME_SCHEMA: dict[str, Any] = {
     name: pl.String for name in ("client_id", "pattern_type", "outcome", "reason", "error")
 }
+DRIFT_SCHEMA: dict[str, Any] = {
+    "client_id": pl.String,
+    "question": pl.String,
+    "dimension": pl.String,
+    "n_old": pl.Int64,
+    "n_new": pl.Int64,
+    "change": pl.Float64,
+    "p_value": pl.Float64,
+    "tests": pl.Int64,
+}
+FACTS_SCHEMA: dict[str, Any] = {
+    "client_id": pl.String,
+    "drift_error": pl.String,
+    "cells": pl.Int64,
+    "least_contributors": pl.Int64,
+    "largest_share": pl.Float64,
+    "excess": pl.Float64,
+    "lenders": pl.Int64,
+    "strangers": pl.Int64,
+}
+RECORD_SCHEMA: dict[str, Any] = {
+    "client_id": pl.String,
+    "pattern_type": pl.String,
+    "claims": pl.Int64,
+    "lost": pl.Int64,
+    "lift_evidence": pl.Float64,
+    "coverage_evidence": pl.Float64,
+}
+
+POOL_LEAST_CONTRIBUTORS = 5
+POOL_LARGEST_SHARE = 0.25
+"""What clients were promised when they opted in to the pool: at least five others, none of which
+weighs more than a quarter. Fixed here, whatever a deployment configures for learning."""
+
+LEAST_CLAIMS = 3
+"""Graded claims of a type below which there is no record to speak of: a claim that is lost alone
+has lost its verdict already, and one in ten is promised to be false."""
 
 
 def find_problems(
@@ -130,6 +175,13 @@ def find_problems(
         inputs.clients,
         inputs.patterns.join(checked, on="client_id", how="semi"),
         inputs.outcomes.join(checked, on="client_id", how="semi"),
+        **{
+            # Facts of a refresh that stored nothing are nobody's.
+            name: getattr(inputs, name)
+            .join(checked, on="client_id", how="semi")
+            .join(inputs.patterns, on="client_id", how="semi")
+            for name in ("drift", "facts", "records")
+        },
     )
     frames = [rule(chosen, now, config) for rule in _RULES]
     found = pl.concat(frames).sort("client_id", "pattern_type", "rule", "subject")
@@ -362,6 +414,139 @@ def _find_bad_sources(inputs: HealthInputs, now: datetime, config: HealthConfig)
     return pl.concat([defects, stale])
 
 
+def _find_drift(inputs: HealthInputs, _now: datetime, config: HealthConfig) -> pl.DataFrame:
+    is_rate = pl.col("question") == "rates"
+    # A factor of a rate is a logarithm, one of all conversion is a ratio.
+    ratio = pl.when(is_rate).then(pl.col("change").exp()).otherwise("change")
+    factor = pl.max_horizontal(ratio, 1.0 / ratio)
+    is_large = (
+        pl.when(pl.col("question") == "shares")
+        .then(pl.col("change") >= config.drift_psi)
+        .otherwise(factor >= config.drift_factor)
+    )
+    chance = pl.col("p_value") * pl.col("tests")
+    drifted = (
+        inputs.drift.with_columns(
+            amount=pl.when(pl.col("question") == "shares").then("change").otherwise(ratio),
+            chance=chance,
+        )
+        .filter(is_large, pl.col("chance") <= config.drift_level)
+        .sort("client_id", "question", "p_value", "dimension")
+        .group_by("client_id", "question", maintain_order=True)
+        .agg(pl.all().first(), others=pl.len() - 1)
+        .with_columns(subject="question")
+    )
+    words = pl.col("question").replace_strict(_DRIFT_WORDS, default="{} changed: {}")
+    amount = pl.col("amount").round(2).cast(pl.String)
+    changed = _state(
+        drifted,
+        HealthRule.DRIFT,
+        Severity.MEDIUM,
+        pl.format(
+            "{} ({} before, {} in the last twelve weeks{})",
+            words.str.replace("{}", pl.col("dimension"), literal=True).str.replace(
+                "{}", amount, literal=True
+            ),
+            "n_old",
+            "n_new",
+            pl.when(pl.col("others") > 0)
+            .then(pl.format("; so do {} more dimensions", "others"))
+            .otherwise(pl.lit("")),
+        ),
+        *(pl.col(name) for name in ("dimension", "n_old", "n_new", "amount", "chance")),
+        pl.lit(config.drift_level).alias("threshold"),
+    )
+    unknown = _state(
+        inputs.facts.filter(pl.col("drift_error").is_not_null()).with_columns(
+            subject=pl.lit("error")
+        ),
+        HealthRule.DRIFT,
+        Severity.MEDIUM,
+        pl.format("whether leads have drifted could not be computed: {}", "drift_error"),
+    )
+    return pl.concat([changed, unknown])
+
+
+_DRIFT_WORDS = {
+    "shares": "the mix of {} is not what was learned from: PSI {}",
+    "rates": "rates within {} moved against each other by a factor of {}",
+    "base_rate": "conversion of {} leads changed by a factor of {}",
+}
+
+
+def _find_exposed(inputs: HealthInputs, _now: datetime, _config: HealthConfig) -> pl.DataFrame:
+    """Documents that borrowed from a pool in which somebody could be recognised."""
+    borrowed = inputs.facts.filter(pl.col("cells") > 0)
+    least, most = POOL_LEAST_CONTRIBUTORS, POOL_LARGEST_SHARE
+    broken = {
+        "contributors": (
+            pl.col("least_contributors") < least,
+            pl.format("a cell was borrowed from {} others", "least_contributors"),
+        ),
+        "share": (
+            pl.col("largest_share") > most + POOL_TOLERANCE,
+            pl.format(
+                "one contributor holds {} of a cell's pool", pl.col("largest_share").round(3)
+            ),
+        ),
+        "self": (
+            pl.col("excess") > POOL_TOLERANCE,
+            pl.lit("the client's own counts are in its pool"),
+        ),
+        "strangers": (
+            pl.col("strangers") > 0,
+            pl.format("{} of the pool's clients had not opted in", "strangers"),
+        ),
+        "unknown": (
+            pl.col("lenders") == 0,
+            pl.lit("it is not recorded who lent to the pool"),
+        ),
+    }
+    return pl.concat(
+        _state(
+            borrowed.filter(is_broken).with_columns(subject=pl.lit(subject)),
+            HealthRule.POOL_PRIVACY,
+            Severity.HIGH,
+            message,
+            *(
+                pl.col(name)
+                for name in ("cells", "least_contributors", "largest_share", "lenders", "strangers")
+            ),
+        )
+        for subject, (is_broken, message) in broken.items()
+    )
+
+
+POOL_TOLERANCE = 1e-9
+"""How far a share of a pool may miss its limit: the cut is exact but for rounding."""
+
+
+def _find_failing(inputs: HealthInputs, _now: datetime, config: HealthConfig) -> pl.DataFrame:
+    limit = 1.0 / config.forward_level
+    judged = inputs.records.filter(pl.col("claims") >= LEAST_CLAIMS)
+    words = {
+        "lift": "later outcomes are {} times likelier without the effects than with them",
+        "coverage": "later counts miss the stated intervals, {} times likelier if these are wrong",
+    }
+    return pl.concat(
+        _state(
+            judged.rename({f"{subject}_evidence": "evidence"})
+            .filter(pl.col("evidence") >= limit)
+            .with_columns(subject=pl.lit(subject)),
+            HealthRule.FORWARD_FAILING,
+            Severity.MEDIUM,
+            pl.format(
+                "most of {} graded claims do not come true: " + text,
+                "claims",
+                pl.col("evidence").round(0).cast(pl.Int64),
+            ),
+            *(pl.col(name) for name in ("claims", "lost", "evidence")),
+            pl.lit(limit).alias("threshold"),
+        )
+        for subject, text in words.items()
+    )
+
+
 _Rule = Callable[[HealthInputs, datetime, HealthConfig], pl.DataFrame]
 _RULES: tuple[_Rule, ...] = (
     _find_expired,
@@ -370,4 +555,7 @@ _RULES: tuple[_Rule, ...] = (
     _find_invalid,
     _find_absent,
     _find_bad_sources,
+    _find_drift,
+    _find_exposed,
+    _find_failing,
 )

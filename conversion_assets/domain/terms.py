@@ -51,6 +51,9 @@ class HealthRule(StrEnum):
     NO_RESULT = "no_result"
     EXCLUDED_ROWS = "excluded_rows"
     STALE_SOURCE = "stale_source"
+    DRIFT = "drift"
+    FORWARD_FAILING = "forward_failing"
+    POOL_PRIVACY = "pool_privacy"
 
 
 class NoteKind(StrEnum):

@@ -2,21 +2,24 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 from sqlalchemy import Engine
 
 from conversion_assets.domain.config import LearningConfig
+from conversion_assets.domain.facts import Drift, LearningFacts
 from conversion_assets.domain.patterns import AnyPattern, Outcome
 from conversion_assets.domain.terms import OutcomeKind, PatternType
+from conversion_assets.evaluation.drift import find_drift
 from conversion_assets.learning import (
     CODE_VERSION,
     Detection,
     compute_input_fingerprints,
     detect_patterns,
+    isolate_failures,
 )
 from conversion_assets.refresh.forward import add_record, list_changes, look_back
 from conversion_assets.storage.columnar import FeatureStore
@@ -30,6 +33,10 @@ from conversion_assets.storage.patterns import (
 from conversion_assets.storage.sources import read_clients
 
 _FAILED_TO_STORE = "storing failed"
+
+RECENT_DAYS = 84
+"""Days that are "now" when they are compared with the learning window: twelve weeks, since the
+outcomes of leads take weeks to be known."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ def refresh_patterns(
         kinds,
         add_record(fingerprints, forward),
         list_changes(detection, forward, kinds, as_of),
+        gather_facts(detection, leads, touches.clear(), wanted, as_of=as_of, config=config),
     )
     detected = time.perf_counter()
     header = Refresh(
@@ -130,6 +138,7 @@ def refresh_patterns(
         run_id=run_id,
         code_version=CODE_VERSION,
         validity_days=config.validity_days,
+        pool_id=repository.store_pool(detection.lenders if detection.borrowing else []),
     )
     # Without its record a client's verdicts would be too kind: it fails, and what is stored stays.
     ungraded = {
@@ -161,6 +170,7 @@ def _split_by_client(
     kinds: Collection[PatternType],
     fingerprints: Mapping[str, str],
     forecasts: Mapping[str, ForecastChanges],
+    facts: Mapping[str, LearningFacts],
 ) -> list[ClientResults]:
     outcomes: dict[str, list[Outcome]] = {}
     for one in detection.outcomes:
@@ -177,9 +187,62 @@ def _split_by_client(
             outcomes=stated,
             input_fingerprint=fingerprints[client],
             forecasts=forecasts.get(client, ForecastChanges()),
+            facts=facts.get(client),
         )
         for client, stated in outcomes.items()
     ]
+
+
+def gather_facts(
+    detection: Detection,
+    leads: pl.DataFrame,
+    no_touches: pl.DataFrame,
+    client_ids: Sequence[str],
+    *,
+    as_of: datetime,
+    config: LearningConfig,
+) -> dict[str, LearningFacts]:
+    """What the check of health must know of each client besides its documents.
+
+    Only leads are looked at for drift (`no_touches` is an empty `touch_features`). Touches are
+    what the client chooses to send: their mix moves when somebody follows a pattern, and whether
+    they still convert as learned is graded by the forward record.
+    """
+    recent = as_of - timedelta(days=RECENT_DAYS)
+    window = timedelta(days=max(config.window_days, 2 * RECENT_DAYS))
+
+    def compare(group: Sequence[str]) -> pl.DataFrame:
+        return find_drift(
+            leads,
+            no_touches,
+            group,
+            old=(as_of - window, recent),
+            new=(recent, as_of),
+            as_of=as_of,
+            config=config,
+        )
+
+    parts, errors = isolate_failures(compare, sorted(client_ids))
+    drifted: dict[str, list[Drift]] = {}
+    for part in parts:
+        for client_id, drift in _list_drift(part):
+            drifted.setdefault(client_id, []).append(drift)
+    return {
+        client_id: LearningFacts(
+            drift=tuple(drifted.get(client_id, ())),
+            drift_error=" ".join(str(errors[client_id]).split()) if client_id in errors else None,
+            borrowing=detection.borrowing.get(client_id),
+        )
+        for client_id in client_ids
+    }
+
+
+def _list_drift(found: pl.DataFrame) -> Iterator[tuple[str, Drift]]:
+    names = ("question", "dimension", "n_old", "n_new", "change", "p_value", "tests")
+    tests = pl.col("is_tested").sum().over("client_id", "question")
+    drifted = found.with_columns(is_tested=pl.col("p_value") < 1.0).with_columns(tests=tests)
+    for client_id, *values in drifted.filter("is_drift").select("client_id", *names).iter_rows():
+        yield client_id, Drift(**dict(zip(names, values, strict=True)))
 
 
 def _store_clients(

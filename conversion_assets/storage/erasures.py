@@ -41,6 +41,7 @@ LEARNED_TABLES = (
     "conversion_pattern_history",
     "pattern_outcomes",
     "pattern_forecasts",
+    "learning_facts",
 )
 """Aggregates of a client, which a lead's erasure leaves unless asked to take them too."""
 

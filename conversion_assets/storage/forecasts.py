@@ -29,7 +29,11 @@ class ForecastChanges:
 
 
 def read_forecasts(
-    engine: Engine, client_ids: Sequence[str], *, made_after: datetime | None = None
+    engine: Engine,
+    client_ids: Sequence[str],
+    *,
+    made_after: datetime | None = None,
+    only_graded: bool = False,
 ) -> pl.DataFrame:
     """Forecasts about some clients with their grades, all or those made after a moment.
 
@@ -45,6 +49,8 @@ def read_forecasts(
     query = select(*columns)
     if made_after is not None:
         query = query.where(pattern_forecasts.c.made_as_of > made_after)
+    if only_graded:
+        query = query.where(pattern_forecasts.c.graded_as_of.is_not(None))
     if len(wanted) == 1:
         query = query.where(pattern_forecasts.c.client_id == next(iter(wanted)))
     with reported_connection_errors(engine), engine.connect() as connection:

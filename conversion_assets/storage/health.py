@@ -11,14 +11,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Row, Text, case, cast, select, text, update
+from sqlalchemy import Connection, Engine, Row, Text, case, cast, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from conversion_assets.domain.alerts import AlertKind, AlertLine, AlertMessage, compose_messages
 from conversion_assets.domain.config import HealthConfig
 from conversion_assets.domain.errors import InputError, NotFoundError
+from conversion_assets.domain.facts import LearningFacts
 from conversion_assets.domain.health import (
     CLIENT_SCHEMA,
+    DRIFT_SCHEMA,
+    FACTS_SCHEMA,
     OUTCOME_SCHEMA,
     PATTERN_SCHEMA,
     HealthFinding,
@@ -36,12 +39,15 @@ from conversion_assets.domain.terms import (
 from conversion_assets.storage.database import reported_connection_errors, write_transaction
 from conversion_assets.storage.sources import open_snapshot
 from conversion_assets.storage.tables import (
+    UtcDateTime,
     alert_outbox,
     clients,
     conversion_patterns,
     health_findings,
     heartbeats,
+    learning_facts,
     pattern_outcomes,
+    pool_members,
 )
 
 RECORDING_LOCK = 7_263_549_012
@@ -86,6 +92,7 @@ def load_health_subjects(
                 clients=_load_clients(connection, wanted, active),
                 patterns=_load_patterns(connection, wanted),
                 outcomes=_load_outcomes(connection, wanted),
+                **_load_facts(connection, wanted),
             )
     return HealthSubjects(inputs, departed)
 
@@ -198,6 +205,50 @@ def _load_outcomes(connection: Connection, wanted: set[str]) -> pl.DataFrame:
     query = select(*(pattern_outcomes.c[name] for name in OUTCOME_SCHEMA))
     rows = [tuple(row) for row in connection.execute(query) if row.client_id in wanted]
     return pl.DataFrame(rows, schema=OUTCOME_SCHEMA, orient="row")
+
+
+def _load_facts(connection: Connection, wanted: set[str]) -> dict[str, pl.DataFrame]:
+    """Read the facts of the last refreshes, as the frames `drift` and `facts`."""
+    table = learning_facts
+    pools = _count_lenders(connection)
+    drift: list[tuple[Any, ...]] = []
+    rows: list[tuple[Any, ...]] = []
+    query = select(table.c.client_id, table.c.computed_at, table.c.pool_id, table.c.facts)
+    for client_id, computed_at, pool_id, stored in connection.execute(query):
+        if client_id not in wanted:
+            continue
+        facts = LearningFacts.model_validate_json(stored)
+        drift += [(client_id, *dict(one).values()) for one in facts.drift]
+        borrowed = dict(facts.borrowing).values() if facts.borrowing else (None,) * 4
+        lenders, withdrawn = pools.get(pool_id, (0, []))
+        # Whoever withdrew later had opted in when its counts were used.
+        strangers = sum(since <= computed_at for since in withdrawn)
+        rows.append((client_id, facts.drift_error, *borrowed, lenders, strangers))
+    return {
+        "drift": pl.DataFrame(drift, schema=DRIFT_SCHEMA, orient="row"),
+        "facts": pl.DataFrame(rows, schema=FACTS_SCHEMA, orient="row"),
+    }
+
+
+def _count_lenders(connection: Connection) -> dict[str | None, tuple[int, list[datetime]]]:
+    """Per pool: how many lent to it, and since when those are as they are that do not lend now."""
+    members = pool_members
+    sizes = select(members.c.pool_id, func.count()).group_by(members.c.pool_id)
+    found: dict[str | None, tuple[int, list[datetime]]] = {
+        pool_id: (count, []) for pool_id, count in connection.execute(sizes)
+    }
+    is_out = ~clients.c.pool_opt_in | clients.c.deleted_at.is_not(None)
+    since = func.coalesce(
+        clients.c.deleted_at, clients.c.updated_at, clients.c.created_at, type_=UtcDateTime()
+    )
+    outside = (
+        select(members.c.pool_id, since)
+        .join(clients, clients.c.id == members.c.client_id)
+        .where(is_out)
+    )
+    for pool_id, moment in connection.execute(outside):
+        found[pool_id][1].append(moment)
+    return found
 
 
 @dataclass(frozen=True)
@@ -428,6 +479,24 @@ def enqueue_messages(
         index_elements=["channel", "message_key"]
     )
     connection.execute(statement, rows)
+
+
+def forget_old(connection: Connection, before: datetime) -> int:
+    """Drop messages that were sent and findings that were closed before a moment.
+
+    What waits, what was refused for good (nobody has heard of it), and a closed finding whose end
+    was not told yet are kept, however old.
+
+    Returns:
+        Rows dropped.
+    """
+    done = (
+        alert_outbox.delete().where(alert_outbox.c.sent_at < before),
+        health_findings.delete().where(
+            health_findings.c.resolved_at < before, health_findings.c.told_at.is_(None)
+        ),
+    )
+    return sum(connection.execute(statement).rowcount for statement in done)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ Every read takes the client first: there is no way to ask for patterns across te
 two overviews that carry no document (`outcomes`, `latest_fingerprints`).
 """
 
+import hashlib
 import json
 import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -33,6 +34,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from conversion_assets.domain.errors import InputError, NotFoundError
+from conversion_assets.domain.facts import LearningFacts
 from conversion_assets.domain.patterns import (
     DOCUMENTS,
     AnyPattern,
@@ -51,7 +53,9 @@ from conversion_assets.storage.tables import (
     clients,
     conversion_pattern_history,
     conversion_patterns,
+    learning_facts,
     pattern_outcomes,
+    pool_members,
 )
 
 _Insert = postgresql.Insert | sqlite.Insert
@@ -127,6 +131,7 @@ class ClientResults:
         outcomes: One per pattern type that was computed, failed ones too.
         input_fingerprint: What the documents were computed from.
         forecasts: What its claims forecast, and earlier forecasts graded.
+        facts: What the refresh knows of it besides; None leaves what is stored.
     """
 
     client_id: str
@@ -134,6 +139,7 @@ class ClientResults:
     outcomes: Sequence[Outcome]
     input_fingerprint: str
     forecasts: ForecastChanges = field(default_factory=ForecastChanges)
+    facts: LearningFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ class Refresh:
         run_id: The run that computed it.
         code_version: What it was computed by.
         validity_days: A pattern is valid this long after `as_of`.
+        pool_id: Whose counts were lent in it, see `PatternRepository.store_pool`.
     """
 
     as_of: datetime
@@ -153,6 +160,7 @@ class Refresh:
     run_id: str
     code_version: str
     validity_days: int
+    pool_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +262,32 @@ class PatternRepository:
                 self._sleep(pause * (0.5 + self._jitter()))
             else:
                 return
+
+    def store_pool(self, client_ids: Collection[str]) -> str | None:
+        """Keep who lent to a refresh, and drop pools that no client leans on any more.
+
+        Returns:
+            Id of the pool: the same members have the same; None without any.
+        """
+        if not client_ids:
+            return None
+        members = sorted(client_ids)
+        pool_id = hashlib.sha256("\0".join(members).encode()).hexdigest()[:32]
+        with reported_connection_errors(self._engine), write_transaction(self._engine) as writing:
+            in_use = select(learning_facts.c.pool_id).where(learning_facts.c.pool_id.is_not(None))
+            writing.execute(
+                pool_members.delete().where(
+                    pool_members.c.pool_id.not_in(in_use), pool_members.c.pool_id != pool_id
+                )
+            )
+            known = select(clients.c.id).where(clients.c.id.in_(members))
+            rows = [
+                {"pool_id": pool_id, "client_id": client_id}
+                for client_id in writing.execute(known).scalars()
+            ]
+            if rows:
+                writing.execute(_append_statement(writing.dialect.name, pool_members), rows)
+        return pool_id
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -464,11 +498,39 @@ def _store(connection: Connection, results: ClientResults, refresh: Refresh) -> 
             "error": outcome.error,
         }
         _upsert(connection, pattern_outcomes, row, ("outcome", "reason", "error"))
+    if results.facts is not None:
+        _store_facts(connection, results.client_id, results.facts, refresh)
     store_forecasts(
         connection,
         results.forecasts,
         code_version=refresh.code_version,
         run_id=refresh.run_id,
+    )
+
+
+def _store_facts(
+    connection: Connection, client_id: str, facts: LearningFacts, refresh: Refresh
+) -> None:
+    """Write the one row of a client unless a newer one is there."""
+    row = {
+        "client_id": client_id,
+        "as_of": refresh.as_of,
+        "computed_at": refresh.computed_at,
+        "pool_id": refresh.pool_id if facts.borrowing is not None else None,
+        "facts": facts.model_dump_json(),
+    }
+    connection.execute(_facts_statement(connection.dialect.name), row)
+
+
+@cache
+def _facts_statement(dialect: str) -> _Insert:
+    statement = _insert(dialect, learning_facts)
+    given = statement.excluded
+    names = ("as_of", "computed_at", "pool_id", "facts")
+    return statement.on_conflict_do_update(
+        index_elements=["client_id"],
+        set_={name: given[name] for name in names},
+        where=given.as_of >= learning_facts.c.as_of,
     )
 
 
@@ -497,7 +559,7 @@ def _upsert(
     return done.rowcount > 0
 
 
-# Building a statement takes longer than running it; there are three, each for two databases.
+# Building a statement takes longer than running it; there are few, each for two databases.
 @cache
 def _upsert_statement(dialect: str, table: Table, told: tuple[str, ...]) -> _Insert:
     statement = _insert(dialect, table)

@@ -426,6 +426,29 @@ pattern_forecasts = Table(
     ),
 )  # fmt: skip
 
+learning_facts = Table(
+    "learning_facts",
+    metadata,
+    # What the last refresh knew of a client besides its documents; for the check of health.
+    Column("client_id", Text, ForeignKey("clients.id"), primary_key=True),
+    _time("as_of", nullable=False),
+    _time("computed_at", nullable=False),
+    # Who lent: rows of pool_members. Null where nothing was borrowed.
+    Column("pool_id", Text),
+    Column("facts", JsonText, nullable=False),
+    *_sqlite_checks(times=("as_of", "computed_at"), json_columns=("facts",)),
+)
+
+pool_members = Table(
+    "pool_members",
+    metadata,
+    # Whose counts were in a pool. The id is the hash of its members: the same pool is kept once.
+    Column("pool_id", Text, nullable=False),
+    Column("client_id", Text, ForeignKey("clients.id"), nullable=False),
+    PrimaryKeyConstraint("pool_id", "client_id"),
+    Index(None, "client_id"),
+)
+
 row_deletions = Table(
     "row_deletions",
     metadata,

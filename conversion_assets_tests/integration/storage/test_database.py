@@ -142,7 +142,7 @@ def test_migrations_build_what_the_code_declares(empty_database_url):
     tables.metadata.drop_all(engine)
     migrate(engine)
     assert declared == reflected(engine)
-    assert len(declared) == 15
+    assert len(declared) == 17
     engine.dispose()
 
 

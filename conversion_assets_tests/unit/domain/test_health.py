@@ -1,17 +1,22 @@
 """The rules of health against a slow reference, their edges, and a fleet."""
 
+import math
 import time
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conversion_assets.domain.config import HealthConfig
 from conversion_assets.domain.health import (
     CLIENT_SCHEMA,
+    DRIFT_SCHEMA,
+    FACTS_SCHEMA,
     OUTCOME_SCHEMA,
     PATTERN_SCHEMA,
+    RECORD_SCHEMA,
     HealthInputs,
     find_problems,
     make_finding_id,
@@ -20,6 +25,7 @@ from conversion_assets.domain.terms import DEFAULT_WEIGHTS, SCORE_COMPONENTS, Pa
 
 NOW = datetime(2026, 3, 1, 6, tzinfo=UTC)
 KINDS = [str(kind) for kind in PatternType]
+SCHEMAS = {"drift": DRIFT_SCHEMA, "facts": FACTS_SCHEMA, "records": RECORD_SCHEMA}
 
 
 def client(client_id="c1", **changes):
@@ -51,7 +57,26 @@ def outcome(client_id="c1", kind="who", outcome="found", reason="", error=None):
     return dict(zip(OUTCOME_SCHEMA, (client_id, kind, outcome, reason, error), strict=True))
 
 
-def check(clients=None, patterns=None, outcomes=None, **config):
+def drift(client_id="c1", **changes):
+    row = {"client_id": client_id, "question": "shares", "dimension": "source_rankings",
+           "n_old": 900, "n_new": 300, "change": 0.3, "p_value": 1e-6, "tests": 10}  # fmt: skip
+    return row | changes
+
+
+def facts(client_id="c1", **changes):
+    row = {"client_id": client_id, "drift_error": None, "cells": 40, "least_contributors": 5,
+           "largest_share": 0.25, "excess": 0.0, "lenders": 6, "strangers": 0}  # fmt: skip
+    return row | changes
+
+
+def record(client_id="c1", kind="who", **changes):
+    row = {"client_id": client_id, "pattern_type": kind, "claims": 3, "lost": 0,
+           "lift_evidence": 0.1, "coverage_evidence": 0.1}  # fmt: skip
+    return row | changes
+
+
+def check(clients=None, patterns=None, outcomes=None, *, known=None, **config):
+    """`known` holds rows of drift, facts and records."""
     clients = [client()] if clients is None else clients
     patterns = [pattern(kind=k) for k in KINDS] if patterns is None else patterns
     outcomes = [outcome(kind=k) for k in KINDS] if outcomes is None else outcomes
@@ -59,6 +84,10 @@ def check(clients=None, patterns=None, outcomes=None, **config):
         pl.DataFrame(clients, schema=CLIENT_SCHEMA),
         pl.DataFrame(patterns, schema=PATTERN_SCHEMA),
         pl.DataFrame(outcomes, schema=OUTCOME_SCHEMA),
+        **{
+            name: pl.DataFrame(rows, schema=SCHEMAS[name], orient="row")
+            for name, rows in (known or {}).items()
+        },
     )
     return find_problems(inputs, now=NOW, config=HealthConfig(**config))
 
@@ -170,6 +199,71 @@ def test_the_worst_defect_of_a_client_is_told_once():
               pattern(kind="how", excluded_rows=90, excluded_of=100)]  # fmt: skip
     (found,) = check(patterns=of_how)
     assert found.numbers == {"excluded_rows": 90, "excluded_of": 100, "threshold": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("question", "fine", "bad", "word"),
+    [
+        ("shares", 0.09, 0.1, "PSI 0.1"),
+        ("rates", math.log(1.24), math.log(1.26), "factor of 1.26"),
+        ("base_rate", 0.81, 0.79, "factor of 0.79"),
+        ("base_rate", 1.24, 1.26, "factor of 1.26"),
+    ],
+)
+def test_drift_is_told_when_it_is_sure_and_matters(question, fine, bad, word):
+    def look(**changes):
+        return check(known={"drift": [drift(question=question, **changes)]})
+
+    (found,) = look(change=bad)
+    assert rules([found]) == {(None, "drift", question, "medium")}
+    assert word in found.message
+    assert look(change=fine) == []
+    # The level is shared out among the dimensions tested.
+    assert look(change=bad, p_value=1.01e-4) == []
+    assert len(look(change=bad, p_value=0.99e-4)) == 1
+
+
+def test_many_drifting_dimensions_of_a_question_are_one_finding():
+    rows = [drift(dimension=f"d{i}", p_value=1e-6 * (i + 1)) for i in range(3)]
+    (found,) = check(known={"drift": [*rows[::-1], drift("stranger")]})
+    assert found.numbers["dimension"] == "d0"
+    assert found.message.endswith("so do 2 more dimensions)")
+
+
+def test_drift_that_could_not_be_computed_is_told():
+    (found,) = check(known={"facts": [facts(drift_error="ValueError: boom")]})
+    assert rules([found]) == {(None, "drift", "error", "medium")}
+    assert found.message.endswith("boom")
+
+
+@pytest.mark.parametrize(
+    ("subject", "changes"),
+    [
+        ("contributors", {"least_contributors": 4}),
+        ("share", {"largest_share": 0.26}),
+        ("self", {"excess": 0.01}),
+        ("strangers", {"strangers": 1}),
+        ("unknown", {"lenders": 0}),
+    ],
+)
+def test_a_pool_that_exposes_somebody_is_told(subject, changes):
+    assert check(known={"facts": [facts()]}) == []
+    found = check(known={"facts": [facts(**changes)]})
+    assert rules(found) == {(None, "pool_privacy", subject, "high")}
+    # Nothing was borrowed, or nothing is stored: there is nothing to expose.
+    assert check(known={"facts": [facts(cells=None, **changes)]}) == []
+    assert check([client(conversions=0)], [], known={"facts": [facts(**changes)]}) == []
+
+
+@pytest.mark.parametrize("subject", ["lift", "coverage"])
+def test_a_record_that_fails_is_told(subject):
+    evidence = f"{subject}_evidence"
+    found = check(known={"records": [record(kind="how", **{evidence: 100.0})]})
+    assert rules(found) == {("how", "forward_failing", subject, "medium")}
+    assert check(known={"records": [record(**{evidence: 99.9})]}) == []
+    assert check(known={"records": [record(claims=2, **{evidence: 1e6})]}) == []
+    strict = {"records": [record(**{evidence: 100.0})]}
+    assert check(known=strict, forward_level=0.001) == []
 
 
 def test_ids_are_stable_and_of_their_client():
