@@ -40,34 +40,34 @@ SMALL: dict[str, Measure] = {
 """Sizes for CI: the same code, far too small to refute a mark that is nearly met."""
 
 FULL: dict[str, Measure] = {
-    "null": lambda: marks.measure_null(300, 1000),
-    "null-frail": lambda: marks.measure_null(100, 1000, frailty=1.0),
-    "null-propensity": lambda: marks.measure_null(200, 1000, world=PROPENSITY),
-    "looks": lambda: repetition.measure_weekly_looks(40, 1000, 52),
+    "null": lambda: marks.measure_null(200, 1000),
+    "null-frail": lambda: marks.measure_null(60, 1000, frailty=1.0),
+    "null-propensity": lambda: marks.measure_null(150, 1000, world=PROPENSITY),
     "mixed": lambda: marks.measure_mixed(500, 1000),
-    "mixed-propensity": lambda: marks.measure_mixed(250, 1000, world=PROPENSITY),
-    "continuous": lambda: marks.measure_continuous(50, 2000),
-    "continuous-propensity": lambda: marks.measure_continuous(100, 2000, world=PROPENSITY),
-    "weak": lambda: marks.measure_weak_signal((1000, 3000, 10_000), clients=3),
-    "touch-hazard": lambda: touch_hazards.measure_touch_hazard(200_000),
-    "touch-hazard-propensity": lambda: touch_hazards.measure_touch_hazard(
-        200_000, world=PROPENSITY
-    ),
-    "hour": lambda: marks.measure_best_hour(10_000),
-    "hour-spring": lambda: marks.measure_best_hour(8000, season="around spring"),
-    "hour-autumn": lambda: marks.measure_best_hour(8000, season="around autumn"),
-    "hour-propensity": lambda: marks.measure_best_hour(15_000, world=PROPENSITY),
-    "reversals": lambda: marks.measure_reversals(10, 10_000),
-    "reversals-propensity": lambda: marks.measure_reversals(10, 10_000, world=PROPENSITY),
+    "mixed-propensity": lambda: marks.measure_mixed(150, 1000, world=PROPENSITY),
+    "continuous": lambda: marks.measure_continuous(40, 2000),
+    "continuous-propensity": lambda: marks.measure_continuous(60, 2000, world=PROPENSITY),
     "planted": lambda: marks.measure_planted(20, 10_000),
     "planted-propensity": lambda: marks.measure_planted(20, 10_000, world=PROPENSITY),
     **{
         f"power-{world}-{leads}": partial(power.measure_power, clients, leads, world=world)
         for world in (HAZARD, PROPENSITY)
-        for leads, clients in ((1000, 100), (3000, 50))
+        for leads, clients in ((1000, 75), (3000, 25))
     },
+    "weak": lambda: marks.measure_weak_signal((1000, 3000, 10_000), clients=2),
+    "reversals": lambda: marks.measure_reversals(6, 10_000),
+    "reversals-propensity": lambda: marks.measure_reversals(6, 10_000, world=PROPENSITY),
+    "hour": lambda: marks.measure_best_hour(8000),
+    "hour-spring": lambda: marks.measure_best_hour(5000, season="around spring"),
+    "hour-autumn": lambda: marks.measure_best_hour(5000, season="around autumn"),
+    "hour-propensity": lambda: marks.measure_best_hour(12_000, world=PROPENSITY),
+    "touch-hazard": lambda: touch_hazards.measure_touch_hazard(200_000),
+    "touch-hazard-propensity": lambda: touch_hazards.measure_touch_hazard(
+        200_000, world=PROPENSITY
+    ),
+    "looks": lambda: repetition.measure_weekly_looks(40, 1000, 52),
     "imported": randomised.measure_imported,
-    "experiments": lambda: randomised.measure_repeated(60),
+    "experiments": lambda: randomised.measure_repeated(40),
     "invariance": repetition.measure_invariance,
     "edges": repetition.measure_edges,
 }
