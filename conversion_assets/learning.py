@@ -50,7 +50,7 @@ from conversion_assets.evaluation.forward import (
 from conversion_assets.evaluation.score_weights import evaluate_score_weights
 from conversion_assets.features import FEATURE_VERSION
 
-DETECTION_VERSION = "2"
+DETECTION_VERSION = "3"
 """Moves when the same feature rows would give another document."""
 
 CODE_VERSION = f"{SCHEMA_VERSION}/{DETECTION_VERSION}/{FEATURE_VERSION}"

@@ -4,12 +4,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 from numpy.typing import NDArray
 
 from conversion_assets.detectors.cells import Dimension, count_cells, summarize_cells
 from conversion_assets.detectors.population import Population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import Verdict
+from conversion_assets.stats.adaptive import (
+    compute_adaptive_lift_interval,
+    compute_adaptive_rate_interval,
+    expect_without_cell,
+)
 from conversion_assets.stats.intervals import (
     compute_beta_interval,
     compute_log_ratio_cumulants,
@@ -25,7 +31,11 @@ from conversion_assets.stats.multiplicity import (
 )
 from conversion_assets.stats.pooling import pool_counts
 from conversion_assets.stats.sequential import compute_always_valid_p
-from conversion_assets.stats.shrinkage import shrink_rates, weigh_spreads
+from conversion_assets.stats.shrinkage import (
+    compute_typical_spread,
+    shrink_rates,
+    weigh_spreads,
+)
 
 Floats = NDArray[np.float64]
 CELL = ["client", "pattern", "dimension", "value"]
@@ -95,7 +105,7 @@ def assess_cells(
         q_value, is_tested, own_weight, naive_lift, verdict and reversals, ordered as documents
         list them.
     """
-    estimated = _estimate(cells.sort(CELL), config)
+    estimated = _add_intervals(_estimate(cells.sort(CELL), config), config)
     judged = _test(_mark_repeated(estimated, earlier), config)
     return _judge(judged, _find_reversals(judged, population, dimensions, config), config)
 
@@ -140,14 +150,41 @@ def _estimate(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
         rate=k / n,
         shrunk_rate=own.mean,
         strength=own.a + own.b,
-        low=low,
-        high=high,
         lift=lift,
-        lift_low=_to_lift(compute_ratio_quantile(cumulants, tail), share),
-        lift_high=_to_lift(compute_ratio_quantile(cumulants, 1.0 - tail), share),
+        credible_low=low,
+        credible_high=high,
+        credible_lift_low=_to_lift(compute_ratio_quantile(cumulants, tail), share),
+        credible_lift_high=_to_lift(compute_ratio_quantile(cumulants, 1.0 - tail), share),
+        typical_spread=compute_typical_spread(weights, number, groups),
         p_lift=np.where(lift >= 1.0, above, 1.0 - above),
         own_weight=np.clip(own.own_weight, 0.0, 1.0),
         naive_lift=k / np.maximum(naive_expected, 1e-12),
+    )
+
+
+def _add_intervals(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """Intervals that hold each cell's truth equally often, stretched to the estimate itself."""
+    n, k, expected, variance, third = _numbers(cells, "n", "k", "expected", "variance", "third")
+    base_n, prior_lift, spread = _numbers(cells, "base_n", "prior_lift", "typical_spread")
+    shrunk, lift = _numbers(cells, "shrunk_rate", "lift")
+    lift_low, lift_high = compute_adaptive_lift_interval(
+        k, (expected, variance, third), prior_lift, spread, config.credible_mass
+    )
+    # Where nothing could have converted nothing is known, but that the base contains the cell.
+    lift_high = np.minimum(lift_high, base_n / n)
+    rest_rate, rest_error = expect_without_cell(k, expected, variance, n)
+    low, high = compute_adaptive_rate_interval(
+        k,
+        n,
+        np.clip(rest_rate * prior_lift, 1e-9, 1.0 - 1e-6),
+        np.sqrt(spread**2 + rest_error**2),
+        config.credible_mass,
+    )
+    return cells.with_columns(
+        low=np.minimum(low, shrunk),
+        high=np.maximum(high, shrunk),
+        lift_low=np.minimum(lift_low, lift),
+        lift_high=np.maximum(lift_high, lift),
     )
 
 
@@ -178,7 +215,8 @@ def _test(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     lasting = compute_always_valid_p(k, *moments)
     again[tested] = adjust_benjamini_hochberg(lasting[tested], client[tested])
     q = np.where(cells["is_repeated"].to_numpy(), np.maximum(first, again), first)
-    return cells.with_columns(p_value=p, is_tested=tested, q_value=q).with_columns(
+    judged = cells.with_columns(p_value=p, is_tested=tested, q_value=q)
+    return _widen_chosen(judged, config).with_columns(
         verdict=pl.when(
             (pl.col("q_value") <= config.act_q)
             & ((pl.col("lift_low") > 1.0) | (pl.col("lift_high") < 1.0))
@@ -188,6 +226,23 @@ def _test(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
         .then(pl.lit(Verdict.WATCH.value))
         .otherwise(pl.lit(Verdict.NO_EVIDENCE.value))
     )
+
+
+def _widen_chosen(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """Stretch the intervals of cells that stand out over their credible ones as well.
+
+    A cell is looked at because it stands out, and of such cells an interval that is right for any
+    cell is right less often. The posterior knows how often cells truly stand out.
+    """
+    is_chosen = pl.col("q_value") <= config.act_q
+    return cells.with_columns(
+        pl.when(is_chosen).then(widest(name, f"credible_{name}")).otherwise(name).alias(name)
+        for names, widest in (
+            (("low", "lift_low"), pl.min_horizontal),
+            (("high", "lift_high"), pl.max_horizontal),
+        )
+        for name in names
+    ).drop(cs.starts_with("credible_"), "typical_spread")
 
 
 def _find_reversals(

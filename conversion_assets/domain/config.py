@@ -18,7 +18,7 @@ class LearningConfig(BaseModel):
     window_days: int = Field(365, ge=1, le=3650, description="Leads and touches before as_of, days")
     act_q: float = Field(0.10, gt=0, lt=1, description="Highest q-value of an act")
     watch_q: float = Field(0.25, gt=0, lt=1, description="Highest q-value of a watch")
-    credible_mass: float = Field(0.90, gt=0.5, lt=1, description="Mass of every credible interval")
+    credible_mass: float = Field(0.90, gt=0.5, lt=1, description="Mass of every interval")
     reversal_probability: float = Field(
         0.90, gt=0.5, lt=1, description="A stratum reverses an effect when this sure"
     )
@@ -83,9 +83,11 @@ class HealthConfig(BaseModel):
         description="Sent alerts and closed findings are kept this long",
     )
     alert_severity: Severity = Field(
-        Severity.HIGH, description="Findings of this severity or worse alert somebody"
+        Severity.MEDIUM, description="Findings of this severity or worse alert somebody"
     )
-    renotify_days: float = Field(7, gt=0, description="An open finding is told again after so long")
+    renotify_days: float = Field(
+        7, gt=0, description="An open high finding is told again after so long"
+    )
     digest_clients: int = Field(
         20, ge=1, description="More clients at once are told in one digest instead of one by one"
     )

@@ -69,7 +69,7 @@ class Estimate(_Model):
     unit: Unit
     rate: Probability = Field(description="Raw k / n, 0 for an empty sample")
     shrunk_rate: Probability = Field(description="Posterior mean of the rate")
-    interval: Interval = Field(description="90 % credible interval of the rate")
+    interval: Interval = Field(description="90 % interval of the rate")
     lift: float = Field(ge=0, description="Rate over the client's base rate, adjusted and shrunk")
     lift_interval: Interval
     p_lift: Probability = Field(description="Probability that lift > 1 (< 1 for a loser)")

@@ -32,6 +32,7 @@ from conversion_assets.stats.predictive import (
     compute_forward_lift,
     compute_log_evidence_against,
     is_inside_predictive_interval,
+    state_claimed_lift,
 )
 
 Floats = NDArray[np.float64]
@@ -49,6 +50,7 @@ LOST_PROBABILITY = 0.90
 is weaker than claimed, not gone."""
 
 _TIME = pl.Datetime("us", "UTC")
+_CLAIMED = ("claimed_lift", "claimed_rate", "claimed_strength")
 
 
 def list_forward_claims(estimates: pl.DataFrame, population: Population) -> pl.DataFrame:
@@ -306,17 +308,16 @@ def build_record(forecasts: pl.DataFrame, as_of: datetime, config: LearningConfi
             brier=(pl.col("brier") * weight).sum(),
             brier_base=(pl.col("brier_base") * weight).sum(),
             # The first claim was made before any of these outcomes; later ones have seen some.
-            claimed_low=pl.col("lift_low").first(),
-            claimed_high=pl.col("lift_high").first(),
+            claimed_lift=pl.col("lift").first(),
+            claimed_rate=pl.col("rate").first(),
+            claimed_strength=pl.col("strength").first(),
         )
     )
-    k, expected, variance, base_k, claimed_low, claimed_high = (
+    k, expected, variance, base_k, *claimed = (
         sums[name].to_numpy().astype(np.float64)
-        for name in ("k", "expected", "variance", "base_k", "claimed_low", "claimed_high")
+        for name in ("k", "expected", "variance", "base_k", *_CLAIMED)
     )
-    log_against = compute_log_evidence_against(
-        k, expected, variance, np.maximum(claimed_low, 1e-6), np.maximum(claimed_high, 1e-6)
-    )
+    log_against = compute_log_evidence_against(k, expected, variance, *state_claimed_lift(*claimed))
     lift, low, high, above = compute_forward_lift(
         k, expected, variance, base_k, config.credible_mass
     )
@@ -333,7 +334,7 @@ def build_record(forecasts: pl.DataFrame, as_of: datetime, config: LearningConfi
         # Beyond a million either way the figure says no more.
         evidence_against=np.exp(np.clip(log_against, -13.8, 13.8)),
         status=pl.Series(status, dtype=pl.String),
-    ).drop("expected", "variance", "base_k", "claimed_low", "claimed_high")
+    ).drop("expected", "variance", "base_k", *_CLAIMED)
 
 
 def decide_status(expected: Floats, on_side: Floats, log_against: Floats) -> NDArray[np.str_]:

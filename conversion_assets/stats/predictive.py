@@ -116,6 +116,25 @@ def compute_forward_lift(
     return lift, low, high, above
 
 
+def state_claimed_lift(lift: Floats, rate: Floats, strength: Floats) -> tuple[Floats, Floats]:
+    """90 % interval of the log-normal distribution that a claim says its lift has.
+
+    Its mean is the lift, its relative variance that of the rate's posterior, a beta distribution
+    of this mean and strength (a + b). The interval beside an estimate is another: it is to hold
+    the truth of any cell, and says little about where in it the truth is likely to be.
+
+    Example:
+        >>> one = np.array([1.0])
+        >>> low, high = state_claimed_lift(1.5 * one, 0.06 * one, 2000 * one)
+        >>> bool(1.2 < low[0] < 1.5 < high[0] < 1.8)
+        True
+    """
+    relative = (1.0 - rate) / (np.maximum(rate, 1e-12) * (strength + 1.0))
+    spread = np.sqrt(np.log1p(relative))
+    middle = np.maximum(lift, 1e-6) / np.sqrt(1.0 + relative)
+    return middle * np.exp(-_Z90 * spread), middle * np.exp(_Z90 * spread)
+
+
 def compute_log_evidence_against(
     k: Floats, expected: Floats, variance: Floats, lift_low: Floats, lift_high: Floats
 ) -> Floats:

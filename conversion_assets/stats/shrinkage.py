@@ -64,7 +64,7 @@ def weigh_spreads(k: Floats, n: Floats, prior_mean: Floats, group: Ints, groups:
         >>> k = np.append(np.full(9, 100.0), 300.0)
         >>> weights = weigh_spreads(k, np.full(10, 1000.0), np.full(10, 0.1),
         ...                         np.zeros(10, dtype=int), 1)
-        >>> bool(weights[0, :6].sum() > 0.9), bool(weights[9, 8:].sum() > 0.9)
+        >>> bool(weights[0, :7].sum() > 0.9), bool(weights[9, 8:].sum() > 0.9)
         (True, True)
     """
     mean = _clip_rate(prior_mean)[:, None]
@@ -83,6 +83,33 @@ def weigh_spreads(k: Floats, n: Floats, prior_mean: Floats, group: Ints, groups:
             found = np.bincount(group, weights[:, j], groups)
             shares[:, j] = (found + PRIOR_CELLS * guess[j]) / (cells[:, 0] + PRIOR_CELLS)
     return _weigh(shares[group], likelihood)
+
+
+def compute_typical_spread(weights: Floats, group: Ints, groups: int) -> Floats:
+    """Spread that lifts have among the other cells of each cell's group, with the guess.
+
+    The geometric mean over the candidate spreads. The cell itself is left out, so that what is
+    expected of it does not depend on it.
+
+    Args:
+        weights: Result of `weigh_spreads`, shape (cells, len(SPREADS)).
+        group: Group of each cell, 0..groups-1, shape (cells,).
+        groups: Number of groups.
+
+    Returns:
+        Shape (cells,).
+
+    Example:
+        >>> weights = np.tile(get_prior_shares(), (3, 1))
+        >>> alone = compute_typical_spread(weights, np.array([0, 1, 1]), 2)
+        >>> bool(abs(alone[0] - alone[1]) < 1e-9)
+        True
+    """
+    own = _row_sum(weights * np.log(SPREADS)[None, :])
+    guess = float(_row_sum((get_prior_shares() * np.log(SPREADS))[None, :])[0])
+    others = np.bincount(group, own, groups)[group] - own
+    count = np.bincount(group, minlength=groups)[group] - 1.0
+    return np.asarray(np.exp((others + PRIOR_CELLS * guess) / (count + PRIOR_CELLS)))
 
 
 def get_prior_shares() -> Floats:

@@ -186,9 +186,24 @@ def test_figures_agree_with_each_other(simpson):
         assert 0 <= row["lift_low"] < row["lift_high"]
         assert row["rate"] == row["k"] / row["n"]
         assert 0 <= row["own_weight"] <= 1
-        # An interval of 90 % that excludes 1 leaves at most 5 % (and the expansion's error).
-        if row["lift_low"] > 1 or row["lift_high"] < 1:
+        assert row["lift_low"] <= row["lift"] <= row["lift_high"]
+        # The interval of a cell that stands out contains the credible one; where that excludes 1
+        # it leaves at most 5 % (and the expansion's error).
+        excludes = row["lift_low"] > 1 or row["lift_high"] < 1
+        if excludes and row["q_value"] <= CONFIG.act_q:
             assert row["p_lift"] > 0.94, row
+
+
+@pytest.mark.parametrize("simpson", [False, True])
+def test_intervals_of_rate_and_lift_do_not_contradict_each_other(simpson):
+    """Where the lift is above 1 for sure the rate is not below its expectation for sure."""
+    estimates, _ = _assess(simpson)
+    usual = pl.col("expected") / pl.col("n")
+    against = estimates.filter(
+        ((pl.col("lift_low") > 1) & (pl.col("high") < usual))
+        | ((pl.col("lift_high") < 1) & (pl.col("low") > usual))
+    )
+    assert against.is_empty(), against
 
 
 def test_listed_as_documents_list_them():
