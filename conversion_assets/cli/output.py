@@ -46,7 +46,8 @@ def print_table(
         click.echo(title)
     table = Table(header_style="bold")
     for column in columns:
-        table.add_column(column)
+        # A path that is too wide is folded: half a path helps nobody.
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
