@@ -269,8 +269,6 @@ class PatternRepository:
         Returns:
             Id of the pool: the same members have the same; None without any.
         """
-        if not client_ids:
-            return None
         members = sorted(client_ids)
         pool_id = hashlib.sha256("\0".join(members).encode()).hexdigest()[:32]
         with reported_connection_errors(self._engine), write_transaction(self._engine) as writing:
@@ -287,7 +285,7 @@ class PatternRepository:
             ]
             if rows:
                 writing.execute(_append_statement(writing.dialect.name, pool_members), rows)
-        return pool_id
+        return pool_id if members else None
 
     # -- reading -------------------------------------------------------------------------------
 
