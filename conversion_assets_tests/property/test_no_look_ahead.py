@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS
+from conversion_assets.storage import tables
 from conversion_assets.synthetic.generator import Agency, known_at
 from conversion_assets_tests.property import worlds
 
@@ -116,6 +117,43 @@ def test_activities_that_happen_later_may_say_anything(agency, expected, name):
     activities = agency.activities.with_columns(changed.otherwise(pl.col(name)).alias(name))
     assert not activities[name].equals(agency.activities[name])
     assert _learn(agency, activities=activities) == expected
+
+
+@pytest.mark.parametrize("name", ["id", "lead_id", "client_id"])
+def test_keys_of_later_activities_may_say_anything(agency, expected, name):
+    """Renamed, moved to another lead that was known then, or to another client."""
+    first = agency.leads.filter(~CREATED_LATER).group_by("client_id", maintain_order=True).first()
+    moved = {
+        "id": pl.col("id") + "-renamed",
+        "lead_id": pl.col("client_id").replace_strict(first["client_id"], first["id"]),
+        "client_id": pl.lit(agency.clients["id"][0]),
+    }[name]
+    changed = pl.when(OCCURRED_LATER).then(moved).otherwise(pl.col(name)).alias(name)
+    activities = agency.activities.with_columns(changed)
+    assert not activities[name].equals(agency.activities[name])
+    assert _learn(agency, activities=activities) == expected
+
+
+@pytest.mark.parametrize("name", ["id", "client_id"])
+def test_keys_of_later_leads_may_say_anything(agency, expected, name):
+    moved = {"id": pl.col("id") + "-renamed", "client_id": pl.lit(agency.clients["id"][0])}[name]
+    changed = pl.when(CREATED_LATER).then(moved).otherwise(pl.col(name)).alias(name)
+    leads = agency.leads.with_columns(changed)
+    assert not leads[name].equals(agency.leads[name])
+    assert _learn(agency, leads=leads) == expected
+
+
+def test_columns_that_no_feature_reads_may_say_anything_at_any_time(agency, expected):
+    """Every other column of the tables, altered on all rows: nothing that is learned moves."""
+    for table, read, argument in (
+        (tables.leads, LEAD_COLUMNS, "leads"), (tables.activities, ACTIVITY_COLUMNS, "activities"),
+    ):  # fmt: skip
+        rows = getattr(agency, argument)
+        others = [c.name for c in table.columns if c.name in rows.columns and c.name not in read]
+        assert others
+        altered = rows.with_columns(_alter(c, rows.schema[c]).alias(c) for c in others)
+        assert not altered.equals(rows)
+        assert _learn(agency, **{argument: altered}) == expected
 
 
 def _known_lead() -> pl.Expr:
