@@ -9,6 +9,7 @@ a cell is a mixed-radix number of client, value and strata, and counting is one 
 numbers. Labels are made for the few cells, never for the many rows.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from conversion_assets.detectors.codes import Booleans, Digit, Ints, combine, count_codes, split
+from conversion_assets.detectors.codes import Ints, combine, count_codes, split
 from conversion_assets.detectors.population import Population, Rows
 from conversion_assets.domain.terms import PatternType, Unit
 
@@ -135,17 +136,20 @@ class _Selection:
 
     Attributes:
         places: Places of the rows in the frame; a slice where all of them count.
-        outcome: Whether each converted.
-        digits: Client and strata of each, see `combine`.
-        number: The same as one number per row.
-        size: How many such numbers there can be.
+        converted: Which of these rows converted, as places among them.
+        number: Client and strata of each as one number.
+        radices: Of the client and of each column of the strata.
     """
 
     places: Ints | slice
-    outcome: Booleans
-    digits: list[Digit]
+    converted: Ints
     number: Ints
-    size: int
+    radices: list[int]
+
+    @property
+    def size(self) -> int:
+        """How many numbers there can be."""
+        return math.prod(self.radices)
 
 
 class _Cells(NamedTuple):
@@ -164,11 +168,10 @@ def _count(
     clients: pl.Series | None = None,
 ) -> _Counts:
     chosen = _select(population, dimension, strata, clients)
-    base_number, base_n, base_k = count_codes(chosen.number, chosen.size, chosen.outcome)
+    base_number, base_n, base_k = count_codes(chosen.number, chosen.size, chosen.converted)
     count = _count_flags if dimension.value is None else _count_values
     labels, cells = count(population, dimension, chosen)
-    radices = [radix for _, radix in chosen.digits]
-    client = cells.number // max(chosen.size // radices[0], 1)
+    client = cells.number // math.prod(chosen.radices[1:])
     order = np.lexsort((cells.number, cells.label, client))
     number = cells.number[order]
     place = np.searchsorted(base_number, number)
@@ -176,7 +179,7 @@ def _count(
         client=client[order],
         label=cells.label[order],
         labels=labels,
-        strata=split(number, radices)[1:],
+        strata=split(number, chosen.radices)[1:],
         n=cells.n[order],
         k=cells.k[order],
         base_n=base_n[place],
@@ -192,14 +195,10 @@ def _select(
 ) -> _Selection:
     rows = dimension.rows
     places = _choose_rows(population, dimension, clients)
-    coded = [population.encode(rows, name) for name in strata]
-    digits = [
-        (population.clients(rows)[places], len(population.client_ids)),
-        *((one.codes[places], one.radix) for one in coded),
-    ]
-    number, size = combine(digits)
-    outcome = population.is_true(rows, dimension.outcome)[places]
-    return _Selection(places, outcome, digits, number, size)
+    number, _ = population.combine(rows, strata)
+    radices = [len(population.client_ids), *(population.encode(rows, s).radix for s in strata)]
+    converted = np.flatnonzero(population.is_true(rows, dimension.outcome)[places])
+    return _Selection(places, converted, number[places], radices)
 
 
 def _choose_rows(
@@ -229,7 +228,7 @@ def _count_values(
     coded = [population.encode(dimension.rows, name, dimension.bins.get(name)) for name in names]
     key, keys = combine([(one.codes[chosen.places], one.radix) for one in coded])
     number, size = combine([(key, keys), (chosen.number, chosen.size)])
-    occurring, n, k = count_codes(number, size, chosen.outcome)
+    occurring, n, k = count_codes(number, size, chosen.converted)
     key, place = split(occurring, [keys, chosen.size])
     distinct, key = np.unique(key, return_inverse=True)
     columns = split(distinct, [one.radix for one in coded])
@@ -261,7 +260,9 @@ def _count_flags(
     found = []
     for label, name in enumerate(labels):
         flag = population.is_true(dimension.rows, dimension.flags[name])[chosen.places]
-        number, n, k = count_codes(chosen.number[flag], chosen.size, chosen.outcome[flag])
+        with_flag = np.flatnonzero(flag)
+        converted = np.searchsorted(with_flag, chosen.converted[flag[chosen.converted]])
+        number, n, k = count_codes(chosen.number[with_flag], chosen.size, converted)
         found.append((np.full(number.size, label), number, n, k))
     return labels, _Cells(*(np.concatenate(column) for column in zip(*found, strict=True)))
 

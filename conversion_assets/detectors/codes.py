@@ -126,26 +126,27 @@ def split(number: Ints, radices: Sequence[int]) -> list[Ints]:
     return parts[::-1]
 
 
-def count_codes(number: Ints, size: int, outcome: Booleans) -> tuple[Ints, Ints, Ints]:
-    """Rows and outcomes of each number that occurs.
+def count_codes(number: Ints, size: int, converted: Ints) -> tuple[Ints, Ints, Ints]:
+    """Rows and conversions of each number that occurs.
 
     Args:
         number: One number per row, 0..size-1.
         size: How many numbers there can be.
-        outcome: Whether a row's outcome happened, shape (rows,).
+        converted: Places of the rows that converted, few of all.
 
     Returns:
-        The numbers that occur, ascending, and their rows and outcomes.
+        The numbers that occur, ascending, and their rows and conversions.
+
+    Example:
+        >>> occurring, n, k = count_codes(np.array([3, 1, 3]), 5, np.array([2]))
+        >>> occurring.tolist(), n.tolist(), k.tolist()
+        ([1, 3], [1, 2], [0, 1])
     """
     if size <= max(DENSE_NUMBERS, DENSE_NUMBERS_PER_ROW * number.size):
         rows = np.bincount(number, minlength=size)
         occurring = np.flatnonzero(rows)
-        outcomes = np.bincount(number[outcome], minlength=size)
-        return occurring, rows[occurring], outcomes[occurring]
-    counted = (
-        pl.DataFrame({"number": number, "outcome": outcome})
-        .group_by("number")
-        .agg(n=pl.len().cast(pl.Int64), k=pl.col("outcome").sum().cast(pl.Int64))
-        .sort("number")
-    )
-    return counted["number"].to_numpy(), counted["n"].to_numpy(), counted["k"].to_numpy()
+        return occurring, rows[occurring], np.bincount(number[converted], minlength=size)[occurring]
+    counted = pl.Series("number", number).value_counts().sort("number")
+    occurring, rows = counted["number"].to_numpy(), counted["count"].cast(pl.Int64).to_numpy()
+    place = np.searchsorted(occurring, number[converted])
+    return occurring, rows, np.bincount(place, minlength=occurring.size)

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from conversion_assets.detectors.codes import Codes, encode
+from conversion_assets.detectors.codes import Codes, Digit, combine, encode, split
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import SCORE_COMPONENTS, NoteKind
 
@@ -45,7 +45,7 @@ class Population:
         touches: One row per touch at risk: client, is_outcome, month, channel, touch_stratum, and
             the columns of `touch_features`.
         sequences: One row per mature lead and prefix length it reached: client, lead_id, length,
-            prefix, is_outcome, is_later_half, source, month.
+            prefix, is_outcome, is_later_half, source, month; by length, client and lead.
         followed: One row per lead of the window for time to conversion: client, duration_days,
             is_converted.
         summary: One row per client in `client_ids` order: n, k, maturity_days.
@@ -76,6 +76,16 @@ class Population:
     def is_true(self, rows: Rows, name: str) -> NDArray[np.bool_]:
         """A Boolean column, null as false."""
         return self._once(rows, f"truth {name}", lambda f: f[name].fill_null(False).to_numpy())
+
+    def combine(self, rows: Rows, names: Sequence[str]) -> Digit:
+        """Client and some columns of each row as one number."""
+        client = (self.clients(rows), len(self.client_ids))
+        coded = [self.encode(rows, name) for name in names]
+        return self._once(
+            rows,
+            f"number of {', '.join(names)}",
+            lambda _: combine([client, *((one.codes, one.radix) for one in coded)]),
+        )
 
     def encode(self, rows: Rows, name: str, bins: pl.Expr | None = None) -> Codes:
         """A column in codes.
@@ -127,14 +137,11 @@ def select_population(
         The population; frames are sorted by client and a key of their own.
     """
     ids = sorted(set(client_ids))
-    index = pl.DataFrame(
-        {"client_id": ids, "client": range(len(ids))},
-        schema={"client_id": pl.String, "client": pl.Int32},
-    )
+    index = pl.DataFrame({"client": range(len(ids))}, schema={"client": pl.Int32})
     start = as_of - timedelta(days=config.window_days)
     counted_from, counted_to = window or (start, as_of)
-    known_leads = _know_leads(leads, index, as_of)
-    known_touches = _know_touches(touches, index, as_of)
+    known_leads = _know_leads(leads, ids, as_of)
+    known_touches = _know_touches(touches, ids, as_of)
     lead_maturity = _compute_maturity(
         known_leads.filter(pl.col("is_converted") & (pl.col("created_at") > start)),
         pl.col("converted_at") - pl.col("created_at"),
@@ -153,15 +160,13 @@ def select_population(
     is_mature = pl.col("age_days") >= pl.col("maturity_days").fill_null(0.0)
     mature = _add_first_channel(joined.filter(is_mature), known_touches)
     at_risk, touch_notes = _select_touches(
-        known_touches.filter(
-            (pl.col("occurred_at") > counted_from) & (pl.col("occurred_at") <= counted_to)
-        ),
+        known_touches,
+        (pl.col("occurred_at") > counted_from) & (pl.col("occurred_at") <= counted_to),
         touch_maturity,
         as_of,
     )
     summary = (
-        index.select("client")
-        .join(
+        index.join(
             mature.group_by("client").agg(
                 n=pl.len().cast(pl.Int64), k=pl.col("is_converted").sum().cast(pl.Int64)
             ),
@@ -210,41 +215,62 @@ def _month(column: str) -> pl.Expr:
     return (pl.col(column).dt.year() * 12 + pl.col(column).dt.month()).cast(pl.Int32)
 
 
-def _know_leads(leads: pl.DataFrame, index: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
+def _own(rows: pl.DataFrame, ids: list[str], is_known: pl.Expr, key: list[str]) -> pl.DataFrame:
+    """Rows of some clients that were known by then, with their client's index, in order.
+
+    The frames are some sixty columns wide. A store hands them out in order and complete, and then
+    not a row is moved.
+    """
+    coded = encode(rows["client_id"])
+    place = pl.Series(ids, dtype=pl.String)
+    index_of = coded.values.replace_strict(
+        place, range(len(ids)), default=None, return_dtype=pl.Int32
+    )
+    numbered = rows.with_columns(client=index_of.gather(coded.codes))
+    wanted = numbered.select(w=pl.col("client").is_not_null() & is_known)["w"]
+    found = numbered if wanted.all() else numbered.filter(wanted)
+    return found if _is_in_order(found, key) else found.sort(key)
+
+
+def _is_in_order(rows: pl.DataFrame, key: list[str]) -> bool:
+    """Whether rows already ascend by their key."""
+    ascends, ties = pl.lit(value=False), pl.lit(value=True)
+    for name in key:
+        before = pl.col(name).shift(1)
+        ascends |= ties & (pl.col(name) > before)
+        ties &= pl.col(name) == before
+    return bool(rows.lazy().select((ascends | ties).slice(1).all()).collect().item())
+
+
+def _know_leads(leads: pl.DataFrame, ids: list[str], as_of: datetime) -> pl.DataFrame:
     """Leads created by as_of, with their outcome as it was known then."""
-    return (
-        leads.join(index, on="client_id")
-        .filter(pl.col("created_at") <= as_of)
-        .with_columns(
-            is_converted=pl.col("converted_at").is_not_null() & (pl.col("converted_at") <= as_of),
-            age_days=_days(pl.lit(as_of) - pl.col("created_at")),
-            month=_month("created_at"),
-            # A score given later is a fact from after as_of; one without a time counts.
-            **{
-                name: pl.when((pl.col("scored_at") <= as_of).fill_null(True)).then(name)
-                for name in ("tier", *SCORE_COMPONENTS)
-            },
-        )
-        .sort("client", "lead_id")
+    known = _own(leads, ids, pl.col("created_at") <= as_of, ["client", "lead_id"])
+    return known.with_columns(
+        is_converted=pl.col("converted_at").is_not_null() & (pl.col("converted_at") <= as_of),
+        age_days=_days(pl.lit(as_of) - pl.col("created_at")),
+        month=_month("created_at"),
+        # A score given later is a fact from after as_of; one without a time counts.
+        **{
+            name: pl.when((pl.col("scored_at") <= as_of).fill_null(True)).then(name)
+            for name in ("tier", *SCORE_COMPONENTS)
+        },
     )
 
 
-def _know_touches(touches: pl.DataFrame, index: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
+def _know_touches(touches: pl.DataFrame, ids: list[str], as_of: datetime) -> pl.DataFrame:
     """Touches made by as_of, with their outcome as it was known then."""
-    return (
-        touches.join(index, on="client_id")
-        .filter(pl.col("occurred_at") <= as_of)
-        .with_columns(
-            is_outcome=(
-                pl.col("is_converting")
-                & pl.col("lead_converted_at").is_not_null()
-                & (pl.col("lead_converted_at") <= as_of)
-            ),
-            month=_month("occurred_at"),
-            tier=pl.when((pl.col("lead_scored_at") <= as_of).fill_null(True)).then("tier"),
-            touch_stratum=pl.col("touch_number").clip(1, LAST_TOUCH_STRATUM).cast(pl.Int32),
-        )
-        .sort("client", "lead_id", "touch_number")
+    known = _own(
+        touches, ids, pl.col("occurred_at") <= as_of, ["client", "lead_id", "touch_number"]
+    )
+    return known.with_columns(
+        is_outcome=(
+            pl.col("is_converting")
+            & pl.col("lead_converted_at").is_not_null()
+            & (pl.col("lead_converted_at") <= as_of)
+        ),
+        month=_month("occurred_at"),
+        tier=pl.when((pl.col("lead_scored_at") <= as_of).fill_null(True)).then("tier"),
+        touch_stratum=pl.col("touch_number").clip(1, LAST_TOUCH_STRATUM).cast(pl.Int32),
     )
 
 
@@ -261,43 +287,55 @@ def _add_first_channel(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFra
     # A lead that converted before anyone wrote to it owes nothing to the channel of a later touch.
     is_first = (pl.col("touch_number") == 1) & ~pl.col("is_after_conversion")
     first = touches.filter(is_first).select("client", "lead_id", "channel", "touch_number")
-    return leads.join(first, on=["client", "lead_id"], how="left").sort("client", "lead_id")
+    return leads.join(first, on=["client", "lead_id"], how="left", maintain_order="left")
 
 
 def _select_touches(
-    touches: pl.DataFrame, maturity: pl.DataFrame, as_of: datetime
+    touches: pl.DataFrame, is_in_window: pl.Expr, maturity: pl.DataFrame, as_of: datetime
 ) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
-    """Touches at risk and settled, and notes on those left out."""
-    joined = touches.join(maturity, on="client", how="left")
+    """Touches of the window that are at risk and settled, and notes on those left out."""
     age = _days(pl.lit(as_of) - pl.col("occurred_at"))
-    is_settled = age >= pl.col("touch_maturity_days").fill_null(0.0)
-    is_over = pl.col("is_after_conversion")
-    notes = [
-        _count_note(
-            joined, is_over, NoteKind.TOUCH_AFTER_CONVERSION, "touch after the lead's conversion"
-        ),
-        _count_note(
-            joined,
-            ~is_over & ~is_settled,
+    judged = touches.select(
+        "client",
+        pl.col("client")
+        .replace_strict(
+            maturity["client"],
+            maturity["touch_maturity_days"],
+            default=None,
+            return_dtype=pl.Float64,
+        )
+        .alias("touch_maturity_days"),
+        is_in_window.alias("is_in_window"),
+        age.alias("age_days"),
+        is_over=pl.col("is_after_conversion"),
+        # A conversion later than as_of, or none yet, is no contradiction: not known.
+        contradicts=pl.col("booking_mismatch")
+        & (pl.col("lead_converted_at") <= as_of).fill_null(False),
+        lacks_zone=pl.col("local_hour").is_null(),
+    ).with_columns(is_settled=pl.col("age_days") >= pl.col("touch_maturity_days").fill_null(0.0))
+    is_over = pl.col("is_over")
+    kinds = [
+        (is_over, NoteKind.TOUCH_AFTER_CONVERSION, "touch after the lead's conversion"),
+        (
+            ~is_over & ~pl.col("is_settled"),
             NoteKind.YOUNG_TOUCH,
             "touch too young for its outcome to be known",
         ),
-        _count_note(
-            joined,
-            # A conversion later than as_of, or none yet, is no contradiction: not known.
-            pl.col("booking_mismatch") & (pl.col("lead_converted_at") <= as_of).fill_null(False),
+        (
+            pl.col("contradicts"),
             NoteKind.BOOKING_CONTRADICTS_TIMES,
             "led_to_booking contradicts the times (counted by the times)",
         ),
-        _count_note(
-            joined,
-            pl.col("local_hour").is_null(),
+        (
+            pl.col("lacks_zone"),
             NoteKind.NO_LOCAL_TIME,
             "touch without a time zone (not in WHEN)",
         ),
     ]
-    kept = joined.filter(~pl.col("is_after_conversion") & is_settled)
-    return kept.sort("client", "lead_id", "touch_number"), notes
+    in_window = judged.filter("is_in_window")
+    notes = [_count_note(in_window, noted, kind, reason) for noted, kind, reason in kinds]
+    kept = judged.select(kept=pl.col("is_in_window") & ~is_over & pl.col("is_settled"))["kept"]
+    return touches.with_columns(judged["touch_maturity_days"]).filter(kept), notes
 
 
 def _count_note(rows: pl.DataFrame, is_noted: pl.Expr, kind: NoteKind, reason: str) -> pl.DataFrame:
@@ -316,7 +354,11 @@ def _count_note(rows: pl.DataFrame, is_noted: pl.Expr, kind: NoteKind, reason: s
 
 
 def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame:
-    """Channel prefixes that each mature lead reached before its conversion."""
+    """Channel prefixes that each mature lead reached before its conversion.
+
+    Touches are in order, so the touch before a lead's second is the row above: each prefix is the
+    one of that row and one channel more, as a number.
+    """
     middle = leads.group_by("client").agg(middle=pl.col("created_at").sort().gather(pl.len() // 2))
     halves = leads.join(
         middle.with_columns(pl.col("middle").list.first()), on="client", how="left"
@@ -328,25 +370,51 @@ def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame
         "month",
         is_later_half=pl.col("created_at") >= pl.col("middle"),
     )
-    paths = (
-        touches.filter(
-            (pl.col("touch_number") <= LONGEST_SEQUENCE) & ~pl.col("is_after_conversion")
+    steps = touches.filter(
+        (pl.col("touch_number") <= LONGEST_SEQUENCE) & ~pl.col("is_after_conversion")
+    ).select("client", "lead_id", "channel")
+    is_first = steps.select(
+        first=pl.any_horizontal(
+            pl.col(name).ne_missing(pl.col(name).shift(1)) for name in ("client", "lead_id")
         )
-        .group_by("client", "lead_id")
-        .agg(pl.col("channel").sort_by("touch_number"))
-        .join(halves, on=["client", "lead_id"])
-    )
-    prefixes = [
-        paths.filter(pl.col("channel").list.len() >= length).select(
-            "client",
-            "lead_id",
-            length=pl.lit(length, pl.Int32),
-            prefix=pl.col("channel").list.head(length).list.join(SEQUENCE_SEPARATOR),
-            is_outcome="is_converted",
-            is_later_half="is_later_half",
-            source="source",
-            month="month",
+    )["first"]
+    starts = np.flatnonzero(is_first.to_numpy())
+    lead = np.repeat(np.arange(starts.size), np.diff(np.append(starts, steps.height)))
+    step = np.arange(steps.height) - starts[lead] + 1
+    place = steps[starts].join(
+        halves.select("client", "lead_id").with_row_index("place"),
+        on=["client", "lead_id"],
+        how="left",
+        maintain_order="left",
+    )["place"].cast(pl.Int64).fill_null(-1).to_numpy()  # fmt: skip
+    channels = encode(steps["channel"])
+    prefix, names = channels.codes, channels.values
+    parts: list[pl.DataFrame] = []
+    for length in range(2, LONGEST_SEQUENCE + 1):
+        here = np.flatnonzero(step == length)
+        longer, _ = combine(
+            [(prefix[here - 1], len(names)), (channels.codes[here], channels.radix)]
         )
-        for length in range(2, LONGEST_SEQUENCE + 1)
-    ]
-    return pl.concat(prefixes).sort("client", "length", "lead_id")
+        distinct, code = np.unique(longer, return_inverse=True)
+        before, last = split(distinct, [len(names), channels.radix])
+        names = pl.DataFrame(
+            {"before": names.gather(before), "last": channels.values.gather(last)}
+        ).select(path=pl.concat_str("before", "last", separator=SEQUENCE_SEPARATOR))["path"]
+        prefix = np.zeros(step.size, dtype=np.int64)
+        prefix[here] = code
+        row = place[lead[here]]
+        reached = row >= 0
+        whose: pl.DataFrame = halves[row[reached]]
+        parts.append(
+            whose.select(
+                "client",
+                "lead_id",
+                length=pl.lit(length, pl.Int32),
+                prefix=names.gather(code[reached]),
+                is_outcome="is_converted",
+                is_later_half="is_later_half",
+                source="source",
+                month="month",
+            )
+        )
+    return pl.concat(parts)
