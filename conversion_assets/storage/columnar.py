@@ -424,9 +424,13 @@ class FeatureStore:
         raise AssertionError("the loop returns or raises")
 
     def read_features(
-        self, client_ids: Collection[str] | None = None
+        self, client_ids: Collection[str] | None = None, *, without: Collection[str] = ()
     ) -> tuple[pl.DataFrame, pl.DataFrame, Manifest]:
         """Leads, touches and the manifest of one and the same version.
+
+        Args:
+            client_ids: Only these clients.
+            without: Columns of touches that nobody will look at; of millions of rows each is much.
 
         Raises:
             NotFoundError: nothing was ever written.
@@ -435,7 +439,9 @@ class FeatureStore:
         for _ in range(READ_ATTEMPTS):
             before = self.load_manifest()
             leads = self.read("lead_features", client_ids)
-            touches = self.read("touch_features", client_ids)
+            stored = before.columns.get("touch_features", {})
+            columns = [name for name in stored if name not in without] or None
+            touches = self.read("touch_features", client_ids, columns)
             if self.load_manifest().revision == before.revision:
                 return leads, touches, before
         raise ConflictError(f"store {self.url}: it changed at every attempt to read it; try again")
