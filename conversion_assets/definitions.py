@@ -1,6 +1,6 @@
 """The code location: everything that Dagster knows of this project, in explicit lists."""
 
-from dagster import Definitions, in_process_executor, map_asset_specs
+from dagster import Definitions, map_asset_specs
 
 from conversion_assets.assets.backfill import backfills
 from conversion_assets.assets.features import features
@@ -9,6 +9,7 @@ from conversion_assets.assets.patterns import patterns
 from conversion_assets.assets.sources import SOURCES
 from conversion_assets.checks.health import pattern_health
 from conversion_assets.jobs import JOBS
+from conversion_assets.orchestration.workers import named_in_process_executor
 from conversion_assets.resources.alerts import AlertsResource
 from conversion_assets.resources.database import DatabaseResource
 from conversion_assets.resources.features import FeatureStoreResource
@@ -32,5 +33,5 @@ defs = Definitions(
         "alerts": AlertsResource(settings=SETTINGS),
     },
     # A process per step costs seconds for each of a handful of steps and gains nothing.
-    executor=in_process_executor,
+    executor=named_in_process_executor,
 )

@@ -1,5 +1,6 @@
 """What is watched: clients that come, rows that change, alerts that wait, things that fail."""
 
+import json
 from datetime import UTC, datetime
 
 from dagster import (
@@ -20,6 +21,7 @@ from conversion_assets.orchestration.launches import (
     name_run,
     request_learning,
 )
+from conversion_assets.orchestration.workers import find_lost_runs
 from conversion_assets.partitions import sync_partitions
 from conversion_assets.refresh.changes import ChangeCursor, find_changed_clients
 from conversion_assets.resources.alerts import AlertsResource
@@ -89,8 +91,9 @@ def run_failures(
     context: SensorEvaluationContext, database: DatabaseResource, alerts: AlertsResource
 ) -> SkipReason:
     """Queue a notice for each failed run, or one for many."""
-    failed = list(list_failed_runs(context.instance, datetime.now(UTC)))
-    known = set(filter(None, (context.cursor or "").split(",")))
+    now = datetime.now(UTC)
+    since, known = _read_look(context.cursor, now)
+    failed = list(list_failed_runs(context.instance, since, now))
     new = [run for run in failed if run.run_id not in known]
     if len(new) > MANY_FAILURES:
         ids = sorted(run.run_id for run in new)
@@ -108,8 +111,34 @@ def run_failures(
                 title=f"run of {run.job_name} failed",
                 text=f"Run {run.run_id}; see docs/runbooks/run_failed.md",
             )
-    context.update_cursor(",".join(run.run_id for run in failed))
+    told = [run.run_id for run in failed]
+    context.update_cursor(json.dumps({"looked_at": now.isoformat(), "told": told}))
     return SkipReason(f"{len(new):,} failed runs")
+
+
+def _read_look(cursor: str | None, now: datetime) -> tuple[datetime, set[str]]:
+    """Return when the last look was, and the failed runs it told of; a first look is now."""
+    if not cursor or not cursor.startswith("{"):
+        return now, set()
+    last = json.loads(cursor)
+    return datetime.fromisoformat(last["looked_at"]), set(last["told"])
+
+
+@sensor(
+    name="lost_runs",
+    minimum_interval_seconds=60,
+    default_status=RUNNING,
+    description="Fails the runs whose process vanished, so that Dagster starts them again.",
+)
+def lost_runs(context: SensorEvaluationContext) -> SkipReason:
+    """Fail each run whose process was gone at the last look already, and still nobody said so."""
+    seen = set((context.cursor or "").split(","))
+    lost = list(find_lost_runs(context.instance))
+    # Dagster itself notices most within seconds; two reports of one end would be two retries.
+    for run in (run for run in lost if run.run_id in seen):
+        context.instance.report_run_failed(run, "The process of this run vanished.")
+    context.update_cursor(",".join(run.run_id for run in lost))
+    return SkipReason(f"{len(lost):,} runs without a process")
 
 
 @sensor(
@@ -147,4 +176,11 @@ def missed_schedules(
     return SkipReason(f"missed: {', '.join(missed) or 'none'}")
 
 
-SENSORS = [client_partitions, changed_clients, alert_delivery, run_failures, missed_schedules]
+SENSORS = [
+    client_partitions,
+    changed_clients,
+    alert_delivery,
+    lost_runs,
+    run_failures,
+    missed_schedules,
+]

@@ -23,7 +23,11 @@ event_log_storage:
 run_coordinator:
   module: dagster._core.run_coordinator
   class: QueuedRunCoordinator
-  config: {dequeue_interval_seconds: 1}
+  # A code server that restarts is waited for; without it a run that is due meanwhile would fail.
+  config:
+    dequeue_interval_seconds: 1
+    max_user_code_failure_retries: 30
+    user_code_failure_retry_delay: 10
 # One run at a time that learns (pool "learning"): two would only wait for each other's write locks.
 # The second place is for the health check, which must not wait for a long learning run.
 concurrency:
@@ -34,6 +38,10 @@ run_monitoring: {enabled: true, start_timeout_seconds: 180, cancel_timeout_secon
 run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
 # Ages of assets, see assets/freshness.py.
 freshness: {enabled: true}
+# A run whose process was killed, also with the whole machine, is noticed and started again; it
+# resumes per client. One that failed because of a client's data is not: it would fail again.
+run_monitoring: {enabled: true, start_timeout_seconds: 180, max_runtime_seconds: 14400}
+run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
 # A cold start of the code location on a busy two-core machine.
 code_servers: {local_startup_timeout: 180}
 """
@@ -45,6 +53,9 @@ _DAGSTER_ENVIRONMENT = {
     "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
     "DAGSTER_EVENT_BATCH_SIZE": "1000",
     "DAGSTER_DISABLE_TELEMETRY": "1",
+    # Read when Polars loads. By default its freed pages stay with the process until the machine
+    # runs short: what features used would count beside what detection uses.
+    "_RJEM_MALLOC_CONF": "dirty_decay_ms:500,muzzy_decay_ms:0",
 }
 
 

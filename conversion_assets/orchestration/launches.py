@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRequest, RunsFilter
-from dagster._core.storage.tags import SCHEDULE_NAME_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, SCHEDULE_NAME_TAG, WILL_RETRY_TAG
 from dagster._utils.schedules import reverse_cron_string_iterator
 
 from conversion_assets.orchestration.runs import FAILED_TAG
@@ -13,9 +13,12 @@ from conversion_assets.partitions import CLIENTS, covering_range, partition_key,
 
 SCHEDULE_GRACE = timedelta(minutes=30)
 """How late a schedule's run may be created before it counts as missed: a restart takes minutes."""
-FAILURES_LOOK_BACK = timedelta(hours=2)
-"""How far back failed runs are looked for at each tick; a notice is queued once per run, so that
-looking again costs nothing, and an outage of the daemon of up to this long hides no failure."""
+FAILURES_OVERLAP = timedelta(hours=2)
+"""How far before the last look failed runs are looked for again; a notice is queued once per run,
+so that looking again costs nothing, and clocks that differ hide no failure."""
+RETRY_GRACE = timedelta(minutes=10)
+"""How long Dagster may take to start a failed run again as it promised; an unreachable code server
+makes it forget."""
 
 _UNFINISHED = [
     DagsterRunStatus.QUEUED,
@@ -52,19 +55,29 @@ def is_learning(instance: DagsterInstance, job_name: str) -> bool:
     return bool(instance.get_runs(RunsFilter(job_name=job_name, statuses=_UNFINISHED), limit=1))
 
 
-def list_failed_runs(instance: DagsterInstance, now: datetime) -> Iterator[DagsterRun]:
-    """Yield runs that failed lately and whose failure nobody else tells.
+def list_failed_runs(
+    instance: DagsterInstance, since: datetime, now: datetime
+) -> Iterator[DagsterRun]:
+    """Yield runs that failed since a look and whose failure nobody else tells.
 
     Not those that Dagster starts again by itself, and not those that failed only because some
     clients did: their findings tell that.
+
+    Args:
+        instance: The instance.
+        since: When somebody looked last, aware; a little before it is looked at again.
+        now: Aware time.
     """
     filters = RunsFilter(
-        statuses=[DagsterRunStatus.FAILURE], updated_after=now - FAILURES_LOOK_BACK
+        statuses=[DagsterRunStatus.FAILURE], updated_after=since - FAILURES_OVERLAP
     )
-    for run in instance.get_runs(filters):
-        is_told_by_findings = int(run.tags.get(FAILED_TAG, "0")) > 0
-        if run.tags.get(WILL_RETRY_TAG) != "true" and not is_told_by_findings:
-            yield run
+    for record in instance.get_run_records(filters):
+        tags = record.dagster_run.tags
+        is_told_by_findings = int(tags.get(FAILED_TAG, "0")) > 0
+        waits = now - record.update_timestamp.replace(tzinfo=UTC) < RETRY_GRACE
+        is_retried = AUTO_RETRY_RUN_ID_TAG in tags or (tags.get(WILL_RETRY_TAG) == "true" and waits)
+        if not is_retried and not is_told_by_findings:
+            yield record.dagster_run
 
 
 def find_missed_time(

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from conversion_assets.definitions import defs
+from conversion_assets.orchestration.workers import named_in_process_executor
 
 GRAPH = {
     "clients": [],
@@ -74,7 +75,7 @@ def test_all_chosen_clients_are_one_run():
 
 def test_the_job_runs_everything_in_one_process():
     job = defs.resolve_job_def("learn_patterns")
-    assert job.executor_def is dg.in_process_executor
+    assert job.executor_def is named_in_process_executor
     keys = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
     assert keys == set(GRAPH) - {"backfills"}
 

@@ -1,5 +1,9 @@
 """The health job, schedules and sensors, on a real database and an instance of their own."""
 
+import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,8 +21,9 @@ from sqlalchemy import insert, select, update
 from conversion_assets import sensors
 from conversion_assets.checks.health import CLAIMS
 from conversion_assets.definitions import defs
-from conversion_assets.orchestration.launches import find_missed_time
+from conversion_assets.orchestration.launches import find_missed_time, list_failed_runs
 from conversion_assets.orchestration.ticks import find_late_daemons
+from conversion_assets.orchestration.workers import WORKER_TAG, describe_process
 from conversion_assets.partitions import CLIENTS, RANGE_END_TAG, RANGE_START_TAG
 from conversion_assets.refresh.heartbeat import find_silent_work
 from conversion_assets.resources.alerts import AlertsResource
@@ -260,3 +265,61 @@ def test_silence_is_noticed(home, instance):
     plant(home, "new", as_of=now)
     assert find_silent_work(home, now, **limits) == []
     assert len(find_late_daemons(instance, now, 5)) == 3
+
+
+def fail_run(instance, tags=None):
+    job = defs.resolve_job_def("check_pattern_health")
+    run = instance.create_run_for_job(job, status=DagsterRunStatus.STARTED, tags=tags or {})
+    instance.report_run_failed(run, "killed")
+    return run.run_id
+
+
+def test_a_failure_during_a_long_outage_is_told(home, instance, resources):
+    fail_run(instance)
+    later = datetime.now(UTC) + 3 * DAY
+    looked = (datetime.now(UTC) - DAY).isoformat()
+    assert [*list_failed_runs(instance, later, later)] == []
+    cursor = json.dumps({"looked_at": looked, "told": []})
+    _, cursor = evaluate(sensors.run_failures, instance, resources, cursor)
+    assert queued(home) == [("notice", None, False)]
+    assert json.loads(cursor)["told"]
+
+
+def test_a_promised_retry_that_never_comes_is_told(instance):
+    now = datetime.now(UTC)
+    forgotten = fail_run(instance)
+    retried = fail_run(instance)
+    instance.add_run_tags(forgotten, {"dagster/will_retry": "true"})
+    instance.add_run_tags(retried, {"dagster/will_retry": "true", "dagster/auto_retry_run_id": "x"})
+
+    def told(minutes):
+        later = now + timedelta(minutes=minutes)
+        return [run.run_id for run in list_failed_runs(instance, now, later)]
+
+    assert told(1) == []
+    assert told(11) == [forgotten]
+
+
+def test_a_run_whose_process_vanished_is_failed_at_the_second_look(instance, resources):
+    job = defs.resolve_job_def("check_pattern_health")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        worker = describe_process(process.pid)
+        run = instance.create_run_for_job(
+            job, status=DagsterRunStatus.STARTED, tags={WORKER_TAG: worker}
+        )
+        elsewhere = instance.create_run_for_job(
+            job, status=DagsterRunStatus.STARTED, tags={WORKER_TAG: f"else{worker}"}
+        )
+        cursor = None
+
+        def look():
+            nonlocal cursor
+            _, cursor = evaluate(sensors.lost_runs, instance, resources, cursor)
+            return instance.get_run_by_id(run.run_id).status
+
+        assert [look(), look()] == [DagsterRunStatus.STARTED] * 2
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not collected
+        assert [look(), look()] == [DagsterRunStatus.STARTED, DagsterRunStatus.FAILURE]
+    look()
+    assert instance.get_run_by_id(elsewhere.run_id).status == DagsterRunStatus.STARTED
