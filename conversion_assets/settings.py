@@ -21,7 +21,7 @@ from conversion_assets.domain.errors import InputError
 LEARNING_PREFIX = "CONVERSION_LEARNING_"
 """`CONVERSION_LEARNING_WINDOW_DAYS=180` sets `LearningConfig.window_days`."""
 HEALTH_PREFIX = "CONVERSION_HEALTH_"
-"""`CONVERSION_HEALTH_ALERT_SEVERITY=medium` sets `HealthConfig.alert_severity`."""
+"""`CONVERSION_HEALTH_ALERT_SEVERITY=high` sets `HealthConfig.alert_severity`."""
 
 
 def _absolute(path: Path) -> Path:

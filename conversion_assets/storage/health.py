@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Row, Text, case, cast, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, Text, and_, case, cast, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from conversion_assets.domain.alerts import AlertKind, AlertLine, AlertMessage, compose_messages
@@ -278,9 +278,10 @@ def record_findings(
 ) -> Recorded:
     """Write what a check found and queue what somebody must hear; call it in a `write_transaction`.
 
-    A finding is told when it opens, told again when it is still open after `renotify_days` unless
-    somebody acknowledged it, and its end is told once, when the client has nothing left that was
-    told. Whoever had more than `digest_clients` such messages gets one digest.
+    A finding is told when it opens or grows from medium to high; a high one is told again when it
+    is still open after `renotify_days` unless somebody acknowledged it; and its end is told once,
+    when the client has nothing left that was told. More clients than `digest_clients` at once are
+    told in one digest.
 
     Args:
         connection: A writing transaction.
@@ -351,12 +352,14 @@ def _write_found(connection: Connection, findings: Iterable[HealthFinding], now:
     statement = _insert(connection, table)
     given = statement.excluded
     was_closed = table.c.resolved_at.is_not(None)
+    grew = and_(table.c.severity != str(Severity.HIGH), given.severity == str(Severity.HIGH))
     statement = statement.on_conflict_do_update(
         index_elements=["finding_id"],
         set_={
             **{name: given[name] for name in ("severity", "message", "numbers", "last_seen_at")},
             "first_seen_at": case((was_closed, given.first_seen_at), else_=table.c.first_seen_at),
             "acknowledged_at": case((was_closed, None), else_=table.c.acknowledged_at),
+            "told_at": case((grew, None), else_=table.c.told_at),
             "resolved_at": None,
         },
     )
@@ -421,7 +424,9 @@ def _choose_kind(loud: Sequence[Row[Any]], now: datetime, config: HealthConfig) 
     if any(row.told_at is None for row in loud):
         return AlertKind.OPENED
     quiet = timedelta(days=config.renotify_days)
-    if any(row.acknowledged_at is None and now - row.told_at >= quiet for row in loud):
+    # Who was told of a medium one once knows it; only a high one is worth a reminder.
+    high = [row for row in loud if row.severity == Severity.HIGH]
+    if any(row.acknowledged_at is None and now - row.told_at >= quiet for row in high):
         return AlertKind.STILL_OPEN
     return None
 

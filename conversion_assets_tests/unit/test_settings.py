@@ -105,11 +105,11 @@ def test_settings_do_not_change(monkeypatch):
 
 def test_thresholds_of_health_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("CONVERSION_HEALTH_STALE_AFTER_DAYS", "30")
-    monkeypatch.setenv("CONVERSION_HEALTH_ALERT_SEVERITY", "medium")
+    monkeypatch.setenv("CONVERSION_HEALTH_ALERT_SEVERITY", "high")
     monkeypatch.setenv("CONVERSION_UI_URL", "https://dagster.example.org")
     settings = load_settings()
     assert settings.health.stale_after_days == 30
-    assert settings.health.alert_severity == "medium"
+    assert settings.health.alert_severity == "high"
     assert settings.ui_url == "https://dagster.example.org"
     monkeypatch.setenv("CONVERSION_HEALTH_NONSENSE", "1")
     with pytest.raises(InputError, match="CONVERSION_HEALTH_NONSENSE"):

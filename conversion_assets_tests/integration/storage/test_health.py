@@ -64,26 +64,33 @@ def test_one_message_with_all_findings_then_quiet_then_one_end(home):
     assert told(record(home, [finding(), low()])) == [("opened", "a", ["expired", "low_sample"])]
     assert told(record(home, [finding(), low()], NOW + DAY)) == []
     assert told(record(home, [finding(), low()], NOW + 2 * DAY)) == []
-    assert told(record(home, [], NOW + 3 * DAY)) == [("resolved", "a", ["expired"])]
+    assert told(record(home, [], NOW + 3 * DAY)) == [("resolved", "a", ["expired", "low_sample"])]
     assert told(record(home, [], NOW + 4 * DAY)) == []
     assert list_open_findings(home) == []
 
 
-def test_what_is_only_medium_is_listed_but_not_told(home):
-    assert told(record(home, [low()])) == []
+def test_what_is_only_medium_is_told_once_without_reminders(home):
+    assert told(record(home, [low()])) == [("opened", "a", ["low_sample"])]
+    assert told(record(home, [low()], NOW + 30 * DAY)) == []
+    assert told(record(home, [], NOW + 31 * DAY)) == [("resolved", "a", ["low_sample"])]
+
+
+def test_medium_findings_can_be_kept_to_the_list(home):
+    quiet = HealthConfig(alert_severity="high")
+    assert told(record(home, [low()], config=quiet)) == []
     assert [f.line.rule for f in list_open_findings(home)] == ["low_sample"]
-    assert told(record(home, [], NOW + DAY)) == []
-    loud = HealthConfig(alert_severity="medium")
-    assert told(record(home, [low()], NOW + 2 * DAY, config=loud)) == [
-        ("opened", "a", ["low_sample"])
-    ]
+    assert told(record(home, [], NOW + DAY, config=quiet)) == []
+    both = record(home, [finding(), low()], NOW + 2 * DAY, config=quiet)
+    assert told(both) == [("opened", "a", ["expired", "low_sample"])]
+    mild = record(home, [low()], NOW + 3 * DAY, config=quiet)
+    assert told(mild) == [("resolved", "a", ["expired"])]
 
 
 def test_an_end_waits_for_the_last_of_the_client(home):
     failed = finding(rule=HealthRule.FAILED)
     record(home, [finding(), failed])
     assert told(record(home, [failed], NOW + DAY)) == []
-    assert told(record(home, [low()], NOW + 2 * DAY)) == [("resolved", "a", ["expired", "failed"])]
+    assert told(record(home, [], NOW + 2 * DAY)) == [("resolved", "a", ["expired", "failed"])]
 
 
 def test_a_new_finding_is_told_with_those_that_are_open(home):
@@ -111,6 +118,7 @@ def test_a_finding_that_grows_worse_is_told(home):
     record(home, [low()])
     worse = finding(rule=HealthRule.LOW_SAMPLE)
     assert told(record(home, [worse], NOW + DAY)) == [("opened", "a", ["low_sample"])]
+    assert told(record(home, [worse], NOW + 2 * DAY)) == []
 
 
 def test_still_open_is_told_again_after_days_unless_acknowledged(home):
@@ -248,7 +256,7 @@ def test_planted_faults_are_found_end_to_end(engine):
         *(("broken", kind, "failed") for kind in PatternType),
         *(("idle", kind, "no_result") for kind in PatternType),
     }
-    assert {m.client_id for m in done.recorded.messages} == {"old", "broken", "idle"}
+    assert {m.client_id for m in done.recorded.messages} == {"old", "broken", "idle", "gap"}
     assert load_heartbeats(engine) == {HEALTH_HEARTBEAT: NOW}
     assert check(engine, NOW + DAY).recorded.messages == []
 
