@@ -150,11 +150,13 @@ def lost_runs(context: SensorEvaluationContext) -> SkipReason:
 def missed_schedules(
     context: SensorEvaluationContext, database: DatabaseResource, alerts: AlertsResource
 ) -> SkipReason:
-    """Queue a notice for each scheduled time without a run; a schedule switched off misses none."""
+    """Queue a notice for each scheduled time without a run; a schedule switched off misses none.
+
+    It is told at the second look: a daemon that comes back makes up for what it missed.
+    """
     now = datetime.now(UTC)
-    since = datetime.fromisoformat(context.cursor) if context.cursor else now
-    context.update_cursor(since.isoformat())
-    missed = []
+    since, suspected = _read_suspicion(context.cursor, now)
+    missed = {}
     for watched in SCHEDULES:
         default = watched.default_status == DefaultScheduleStatus.RUNNING
         if not is_running(context.instance, watched.name, default=default):
@@ -165,15 +167,29 @@ def missed_schedules(
             context.instance, watched.name, str(watched.cron_schedule), now=now, since=since
         )
         if due is not None:
-            missed.append(watched.name)
+            missed[f"missed:{watched.name}:{due.isoformat()}"] = (watched.name, due)
+    for key, (name, due) in missed.items():
+        if key in suspected:
             alerts.notify(
                 database.engine(),
-                key=f"missed:{watched.name}:{due.isoformat()}",
-                title=f"schedule {watched.name} was missed",
+                key=key,
+                title=f"schedule {name} was missed",
                 text=f"No run was started at {due:%Y-%m-%d %H:%M} UTC; "
                 "see docs/runbooks/missed_schedule.md",
             )
-    return SkipReason(f"missed: {', '.join(missed) or 'none'}")
+    kept = {"since": since.isoformat(), "suspected": list(missed)}
+    context.update_cursor(json.dumps(kept))
+    return SkipReason(f"missed: {', '.join(name for name, _ in missed.values()) or 'none'}")
+
+
+def _read_suspicion(cursor: str | None, now: datetime) -> tuple[datetime, list[str]]:
+    """Return since when somebody watches, and what was missing at the last look."""
+    if not cursor:
+        return now, []
+    if not cursor.startswith("{"):  # an earlier version kept the time alone
+        return datetime.fromisoformat(cursor), []
+    kept = json.loads(cursor)
+    return datetime.fromisoformat(kept["since"]), kept["suspected"]
 
 
 SENSORS = [

@@ -93,7 +93,14 @@ def _free_port() -> int:
 class PostgresServer:
     """A throw-away server on a free loopback port, with a random password, stopped by its pid."""
 
-    def __init__(self, binaries: Path | None = None) -> None:
+    def __init__(self, binaries: Path | None = None, *, survives_kills: bool = False) -> None:
+        """Start it.
+
+        Args:
+            binaries: Folder with `initdb` and `postgres`; found where None.
+            survives_kills: What was committed is there after `crash` (a little slower).
+        """
+        self._survives_kills = survives_kills
         self._password = secrets.token_urlsafe(18)
         self._user = _unprivileged_user()
         self._folder = Path(tempfile.mkdtemp(prefix="conversion-pg-"))
@@ -119,7 +126,7 @@ class PostgresServer:
     def _start(self, binaries: Path) -> None:
         if self._user:
             os.chown(self._folder, self._user["user"], self._user["group"])  # type: ignore[arg-type]
-        binaries = _reachable(binaries, self._folder, self._user)
+        self._binaries = binaries = _reachable(binaries, self._folder, self._user)
         password_file = self._folder / "password"
         password_file.touch(mode=0o600)
         password_file.write_text(self._password)
@@ -162,7 +169,7 @@ class PostgresServer:
             "unix_socket_directories": "",
             "fsync": "off",
             "full_page_writes": "off",
-            "synchronous_commit": "off",
+            "synchronous_commit": "on" if self._survives_kills else "off",
             "max_connections": 60,
             "timezone": "Pacific/Auckland",  # nothing may depend on the server's own zone
         }
@@ -195,6 +202,17 @@ class PostgresServer:
 
     def _log(self) -> str:
         return (self._folder / "log").read_text(errors="replace")[-2000:]
+
+    def crash(self) -> None:
+        """End the server at once, as `pg_ctl stop -m immediate` does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(timeout=START_TIMEOUT_S)
+
+    def start_again(self) -> None:
+        """Start the server that crashed, on its port; it recovers."""
+        if not self._launch(self._binaries, self._folder / "data"):
+            raise RuntimeError(f"PostgreSQL did not start again: {self._log()}")
 
     def stop(self) -> None:
         """Fast shutdown of this server's process, and its files removed."""

@@ -246,9 +246,11 @@ def test_a_missed_time_is_found_after_its_grace(instance):
 def test_missed_schedules_are_told_once(home, instance, resources):
     plant(home, "a")
     cursor = (datetime.now(UTC) - 30 * DAY).isoformat()
-    for _ in range(2):
-        evaluate(sensors.missed_schedules, instance, resources, cursor)
-    assert queued(home) == [("notice", None, False)] * 2
+    counts = []
+    for _ in range(3):
+        _, cursor = evaluate(sensors.missed_schedules, instance, resources, cursor)
+        counts.append(len(queued(home)))
+    assert counts == [0, 2, 2]  # a daemon that comes back may make up for it until the second look
     first, _ = evaluate(sensors.missed_schedules, instance, resources)
     assert first.skip_message == "missed: none"
 
