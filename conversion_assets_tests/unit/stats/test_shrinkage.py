@@ -10,6 +10,7 @@ from conversion_assets.stats.shrinkage import (
     SPREAD_SCALE,
     SPREADS,
     compute_prior_strength,
+    compute_typical_spread,
     get_prior_shares,
     shrink_rates,
     weigh_spreads,
@@ -67,6 +68,20 @@ def test_weights_of_the_spreads_are_those_of_the_em_algorithm(cells):
         slow = _slow_weights(k[mine], n[mine], prior[mine])
         # Log-likelihoods of 20,000 trials are of size 1e5: eleven digits of a weight remain.
         np.testing.assert_allclose(weights[mine], slow, rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups_of_cells())
+def test_the_typical_spread_is_that_of_the_others_and_the_guess(cells):
+    k, n, prior, group, groups = cells
+    weights = weigh_spreads(k, n, prior, group, groups)
+    typical = compute_typical_spread(weights, group, groups)
+    for cell, own_group in enumerate(group):
+        total = PRIOR_CELLS * get_prior_shares()
+        for other in np.flatnonzero(group == own_group):
+            total = total + (weights[other] if other != cell else 0.0)
+        log_mean = (total / total.sum() * np.log(SPREADS)).sum()
+        assert np.log(typical[cell]) == pytest.approx(log_mean, abs=1e-9)
 
 
 @pytest.mark.parametrize(
