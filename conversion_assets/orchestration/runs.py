@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from dagster import AssetExecutionContext, Failure
+from dagster._core.storage.tags import RETRY_NUMBER_TAG
 
 from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.patterns import Outcome
@@ -41,12 +42,21 @@ def choose_clients(partition_keys: Sequence[str], client_ids: Sequence[str]) -> 
 
 
 def get_run_moment(context: AssetExecutionContext) -> datetime:
-    """Return when the run was created: the same for every attempt of it."""
-    record = context.instance.get_run_record_by_id(context.run.run_id)
-    if record is None:
-        raise InputError(f"run {context.run.run_id} is not known to this instance")
-    created: datetime = record.create_timestamp
-    return created
+    """Return when the run was created: the same for every attempt of it.
+
+    A run that Dagster started again by itself is an attempt of the one that failed: what that one
+    stored already is then the same, and not stored twice.
+    """
+    run_id = context.run.run_id
+    while True:
+        record = context.instance.get_run_record_by_id(run_id)
+        if record is None:
+            raise InputError(f"run {run_id} is not known to this instance")
+        parent_id = record.dagster_run.parent_run_id
+        if RETRY_NUMBER_TAG not in record.dagster_run.tags or parent_id is None:
+            created: datetime = record.create_timestamp
+            return created
+        run_id = parent_id
 
 
 def record_stage(context: AssetExecutionContext, seconds: Mapping[str, float]) -> None:
