@@ -67,7 +67,7 @@ FULL: dict[str, Measure] = {
     ),
     "looks": lambda: repetition.measure_weekly_looks(40, 1000, 52),
     "imported": randomised.measure_imported,
-    "experiments": lambda: randomised.measure_repeated(40),
+    "experiments": lambda: randomised.measure_repeated(120),
     "invariance": repetition.measure_invariance,
     "edges": repetition.measure_edges,
 }
