@@ -16,6 +16,11 @@ LATE_SHARE = 0.5
 fewer are those clients' own trouble, and the health check tells it."""
 
 
+REFUSED_DAYS = 7.0
+"""A message that a channel refused for good is complained of for so long: it will never be sent,
+and a monitor that never falls silent again is switched off."""
+
+
 def find_silent_work(
     engine: Engine,
     now: datetime,
@@ -42,7 +47,7 @@ def find_silent_work(
         *(
             line
             for channel in Outbox(engine).report()
-            for line in _look_at_channel(channel, now - timedelta(minutes=outbox_minutes))
+            for line in _look_at_channel(channel, now, timedelta(minutes=outbox_minutes))
         ),
     ]
 
@@ -75,8 +80,9 @@ def _look_at_health(engine: Engine, since: datetime) -> list[str]:
     return []
 
 
-def _look_at_channel(channel: ChannelReport, since: datetime) -> list[str]:
+def _look_at_channel(channel: ChannelReport, now: datetime, longest: timedelta) -> list[str]:
     lines = []
+    since = now - longest
     if channel.blocked_at is not None:
         lines.append(f"alerts: {channel.channel} refuses every message ({channel.last_error})")
     elif channel.waiting and channel.oldest_at is not None and channel.oldest_at < since:
@@ -84,6 +90,9 @@ def _look_at_channel(channel: ChannelReport, since: datetime) -> list[str]:
             f"alerts: {channel.waiting:,} messages wait for {channel.channel}, "
             f"the oldest since {channel.oldest_at:%Y-%m-%d %H:%M} UTC ({channel.last_error})"
         )
-    if channel.refused:
-        lines.append(f"alerts: {channel.channel} refused {channel.refused:,} messages for good")
+    if channel.refused_at is not None and now - channel.refused_at < timedelta(days=REFUSED_DAYS):
+        lines.append(
+            f"alerts: {channel.channel} refused {channel.refused:,} messages for good, "
+            f"the last at {channel.refused_at:%Y-%m-%d %H:%M} UTC"
+        )
     return lines

@@ -46,6 +46,7 @@ class ChannelReport:
         oldest_at: When the oldest of them was queued.
         sent: Messages it took.
         refused: Messages it refused for good; nobody has heard of them.
+        refused_at: When it did so last.
         blocked_at: Since when it is out of order for good (a revoked address), else None.
         last_error: What it said last, unless it took a message since.
         next_attempt_at: Before this time nothing is tried; None: at once.
@@ -56,6 +57,7 @@ class ChannelReport:
     oldest_at: datetime | None
     sent: int
     refused: int
+    refused_at: datetime | None
     blocked_at: datetime | None
     last_error: str | None
     next_attempt_at: datetime | None
@@ -247,6 +249,7 @@ class Outbox:
                 func.min(oldest, type_=outbox.c.created_at.type),
                 func.count(outbox.c.sent_at),
                 func.count(outbox.c.refused_at),
+                func.max(outbox.c.refused_at, type_=outbox.c.refused_at.type),
                 *state,
             )
             .join(channels, channels.c.channel == outbox.c.channel, isouter=True)
