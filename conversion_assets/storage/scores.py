@@ -96,9 +96,15 @@ def _who_document(snapshot: SourceSnapshot) -> str:
         members = ", ".join(f"'{name}', p.patterns -> '{name}'" for name in names)
         made = f"jsonb_build_object({members})::text"
     else:
-        members = ", ".join(f"'{name}', json_extract(p.patterns, '$.{name}')" for name in names)
+        # A member that is no object is none: a number of its own may be too large to write again.
+        members = ", ".join(
+            f"'{name}', CASE WHEN json_type(p.patterns, '$.{name}') = 'object'"
+            f" THEN json(json_extract(p.patterns, '$.{name}')) END"
+            for name in names
+        )
         made = f"json_object({members})"
-    return f"CASE WHEN p.patterns IS NOT NULL THEN {made} END"
+    kind = "jsonb_typeof" if snapshot.is_postgresql else "json_type"
+    return f"CASE WHEN {kind}(p.patterns) = 'object' THEN {made} END"
 
 
 def count_leads(

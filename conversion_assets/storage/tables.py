@@ -121,8 +121,8 @@ class JsonText(UserDefinedType[str]):
         """The psycopg driver parses JSONB; give text back."""
 
         def process(value: Any) -> str | None:
-            if value is None or isinstance(value, str):
-                return value
+            if value is None:
+                return None
             return json.dumps(value, ensure_ascii=False)
 
         return process if dialect.name == "postgresql" else None

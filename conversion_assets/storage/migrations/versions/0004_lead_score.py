@@ -83,20 +83,19 @@ def _retrack_postgresql():
 
 
 # A view cannot take a parameter for the time, so it reads the database's clock. Of members that
-# stand twice in an object the last counts, as for every other reader; json_patch sees to that.
+# stand twice in an object the last counts, as for every other reader; json_extract takes the first.
 SQLITE_NOW = "strftime('%Y-%m-%dT%H:%M:%f', 'now') || '000Z'"
 SQLITE_NUMBER = (
-    "CASE WHEN json_type({0}, '$.{1}') IN ('integer', 'real')"
-    " THEN CAST(json_extract({0}, '$.{1}') AS REAL) END"
+    "(SELECT CASE WHEN m.type IN ('integer', 'real') THEN CAST(m.atom AS REAL) END"
+    " FROM json_each({0}) m WHERE m.key = '{1}' ORDER BY m.id DESC LIMIT 1)"
 )
 SQLITE_SOURCE = """
     SELECT c.id AS client_id, p.valid_until,
         json_type(p.patterns, '$.score_evaluation.recommended') = 'true' AS is_recommended,
         CASE WHEN json_type(p.patterns, '$.recommended_weights') = 'object'
-            THEN json_patch('{}', json_extract(p.patterns, '$.recommended_weights'))
-            END AS of_pattern,
+            THEN json_extract(p.patterns, '$.recommended_weights') END AS of_pattern,
         CASE WHEN json_type(c.als_learned_weights) = 'object'
-            THEN json_patch('{}', c.als_learned_weights) END AS of_client
+            THEN c.als_learned_weights END AS of_client
     FROM clients c
     LEFT JOIN conversion_patterns p ON p.client_id = c.id AND p.pattern_type = 'who'"""
 
