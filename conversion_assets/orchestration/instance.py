@@ -34,14 +34,14 @@ concurrency:
   runs: {max_concurrent_runs: 2}
   pools: {granularity: run, default_limit: 1}
 # A run whose process was killed is started again; one that failed because of its data is not.
-run_monitoring: {enabled: true, start_timeout_seconds: 180, cancel_timeout_seconds: 60}
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 180
+  cancel_timeout_seconds: 60
+  max_runtime_seconds: 14400
 run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
 # Ages of assets, see assets/freshness.py.
 freshness: {enabled: true}
-# A run whose process was killed, also with the whole machine, is noticed and started again; it
-# resumes per client. One that failed because of a client's data is not: it would fail again.
-run_monitoring: {enabled: true, start_timeout_seconds: 180, max_runtime_seconds: 14400}
-run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
 # A cold start of the code location on a busy two-core machine.
 code_servers: {local_startup_timeout: 180}
 """
