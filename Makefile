@@ -7,10 +7,10 @@ UV := $(BIN)/uv --no-config
 INSTALL := UV_SYSTEM_CERTS=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet
 WORKERS ?= 2
 
-.PHONY: help install demo ui test check lint types bench recovery lock clean
+.PHONY: help install demo ui test check lint types bench recovery backfill-proof lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
@@ -46,8 +46,11 @@ test: $(VENV)/dev.stamp ## every test
 bench: $(VENV)/dev.stamp ## what is measured, against what
 	$(BIN)/python -m benchmarks
 
-recovery: $(VENV)/dev.stamp ## planted truth, noise and coverage at full size
-	$(BIN)/python -m conversion_assets_tests.recovery --full
+recovery: $(VENV)/dev.stamp ## acceptance marks at full size, a table; OUT=file.md or .json writes it
+	$(BIN)/python -m conversion_assets_tests.recovery --full $(if $(OUT),--out $(OUT))
+
+backfill-proof: $(VENV)/dev.stamp ## two million activities backfilled, killed twenty times
+	$(BIN)/python -m benchmarks.backfill_proof
 
 lock: $(BIN)/uv ## pin requirements/*.in again
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt

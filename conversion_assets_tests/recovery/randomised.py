@@ -31,16 +31,16 @@ def measure_imported(config: ExperimentConfig | None = None) -> list[Mark]:
     detail, covered = {}, 0
     for row in rows:
         estimate = arms[row["value"]]
-        (low, high), (lift_low, lift_high) = estimate["interval"], estimate["lift_interval"]
-        covers = low <= row["true_rate"] <= high and lift_low <= row["true_lift"] <= lift_high
-        covered += covers
+        lift_low, lift_high = estimate["lift_interval"]
+        covered += lift_low <= row["true_lift"] <= lift_high
         detail[row["arm"]] = (
             f"true lift {row['true_lift']:.2f}, estimate {estimate['lift']:.2f}"
             f" ({lift_low:.2f} to {lift_high:.2f}), {estimate['k']} of {estimate['n']}"
         )
     return [
-        Mark(8, "imported experiment: arms whose rate and lift are covered", covered / truth.height,
-             low=1.0, n=truth.height, detail=detail, world="experiment")
+        # One draw: of three right 90 % intervals fewer than two hold the truth once in 36 times.
+        Mark(8, "imported experiment: arms whose lift is covered", covered / truth.height,
+             low=2 / 3, n=truth.height, detail=detail, world="experiment")
     ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def state_bounds(mark: Mark) -> str:
     if math.isinf(mark.low):
         return f"at most {mark.high:g}"
     if math.isinf(mark.high) or (mark.high == 1.0 and mark.low > 0):
-        return f"at least {mark.low:g}"
+        return f"at least {mark.low:.3g}"
     return f"{mark.low:g} to {mark.high:g}"
 
 
