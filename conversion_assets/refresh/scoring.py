@@ -12,7 +12,7 @@ from datetime import datetime
 import polars as pl
 from sqlalchemy import Engine
 
-from conversion_assets.domain.errors import ConflictError
+from conversion_assets.domain.errors import ConflictError, InputError
 from conversion_assets.domain.ideal_profile import IdealProfile, read_profile
 from conversion_assets.scoring.lead_score import compute_lead_scores
 from conversion_assets.scoring.weights import choose_weights
@@ -87,6 +87,8 @@ def score_leads(
         InputError: the time has no zone, or a stored value cannot be read.
         ConflictError: the same leads were changed by others again and again.
     """
+    if now.tzinfo is None:
+        raise InputError(f"time {now.isoformat()} has no zone; give it one, for example +00:00")
     with open_snapshot(engine) as snapshot:
         found = load_settings(snapshot, client_ids)
         ids = found["client_id"].to_list()
