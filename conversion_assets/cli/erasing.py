@@ -119,25 +119,24 @@ def _erase_elsewhere(
     settings: Settings, identity: "Identity", *, with_shared_runs: bool
 ) -> "list[Searched]":
     """Remove what Dagster keeps of a client, and look through its files and the home."""
-    from conversion_assets.storage.traces import Searched, search_files  # noqa: PLC0415 - polars
+    from conversion_assets.storage.traces import search_files  # noqa: PLC0415 - polars
 
-    kept: list[str] = []
-    if identity.erasure.lead_ids is None:
-        kept = _erase_in_dagster(settings, identity.erasure.client_id, with_shared_runs)
-        if kept:
-            # Their config names the client, which is no person; people are still looked for.
-            identity = replace(identity, ids=())
     folders = [settings.home]
     if not settings.dagster_home.is_relative_to(settings.home):
         folders.append(settings.dagster_home)
     known = [settings.quarantine, settings.home / "store", settings.home / "conversion.db"]
     known += [Path(f"{known[-1]}-wal"), Path(f"{known[-1]}-shm")]
-    searched = search_files([f for f in folders if f.exists()], identity, except_=known)
-    if kept:
-        place = "Dagster runs shared with other clients"
-        words = f"{len(kept):,} runs, kept: they hold the client's id and its aggregates"
-        searched.append(Searched(place, words, where=kept[:3]))
-    return searched
+    if identity.erasure.lead_ids is not None:
+        return search_files(folders, identity, except_=known)
+    kept = _erase_in_dagster(settings, identity.erasure.client_id, with_shared_runs)
+    # The client's own id is no person's, and Dagster cannot be made to forget all of it.
+    people, own = replace(identity, ids=()), replace(identity, contacts=(), names=())
+    searched = search_files(folders, people, except_=known)
+    [of_dagster] = search_files([settings.dagster_home], own)
+    of_dagster.place = "the client's id in Dagster's files"
+    of_dagster.looked_at += f"; kept in {len(kept):,} runs shared with other clients"
+    of_dagster.shared, of_dagster.found, of_dagster.where = of_dagster.found, 0, kept[:3]
+    return [*searched, of_dagster]
 
 
 def _erase_in_dagster(settings: Settings, client_id: str, with_shared_runs: bool) -> list[str]:
@@ -203,6 +202,6 @@ def _print_report(report: "ErasureReport", *, as_json: bool) -> None:
     )
     shared = sum(one.shared for one in report.searched)
     if shared:
-        say(f"{shared:,} names, numbers or texts like theirs stand in rows of others; these stay")
+        say(f"{shared:,} places hold texts like theirs that are others' or Dagster's; these stay")
     if not report.is_proven:
         say("something is left; see the rows above whose count is not 0")

@@ -13,8 +13,8 @@ from conversion_assets_tests.documents import AS_OF, document
 from conversion_assets_tests.homes import VARIABLES
 
 COMMANDS = [
-    "backfill", "check", "demo", "import", "learn", "list", "migrate", "patterns", "schema", "synth", "ui",
-    "weights",
+    "backfill", "check", "demo", "erase", "import", "learn", "list", "migrate", "patterns",
+    "rebuild", "schema", "synth", "ui", "verify", "weights",
 ]  # fmt: skip
 
 
