@@ -11,7 +11,9 @@ powerful test of a ratio. "The same false-discovery level" can be read in two wa
 - alone: its p-value is at most 0.10. That is a level for one hypothesis that somebody named
   beforehand; used on every cell of a client it would call thirty false ones.
 
-Both are measured; the mark is the first (docs/decisions/tests-and-ledger.md).
+Both are measured; the mark is the first (docs/decisions/tests-and-ledger.md). Beside them stands a
+learner that knows which cell, which direction and that no stratum matters, but has to estimate the
+base from the same rows: nobody who learns from a client's data alone can do better.
 """
 
 from collections import Counter
@@ -65,16 +67,14 @@ def measure_power(clients: int, leads: int, *, seed: int = 9, world: str = HAZAR
         make = _make_propensity if world == PROPENSITY else _make_hazard
         parts += _compare(make(first, count, leads, seed))
     table = pl.DataFrame(parts)
-    ours, ledger, alone, ours_in_q = (
-        float(table[name].sum()) for name in ("found", "oracle", "oracle_alone", "in_q")
+    ours, ledger, alone, learner, ours_in_q = (
+        float(table[name].sum()) for name in ("found", "oracle", "oracle_alone", "learner", "in_q")
     )
     lost = Counter(table.filter("oracle", ~pl.col("found"))["stage"].to_list())
-    by = table.group_by("dimension").agg(
-        pl.col("found").sum(), pl.col("oracle").sum(), pl.col("oracle_alone").sum()
-    )
+    by = table.group_by("dimension").agg(pl.col("found", "oracle", "learner", "oracle_alone").sum())
     detail = {
-        **{d: f"{f} found, oracle {o} in the ledger, {a} alone of {clients}"
-           for d, f, o, a in by.sort("dimension").iter_rows()},
+        **{d: f"{f} found, oracle {o} and learner {w} in the ledger, oracle {a} alone of {clients}"
+           for d, f, o, w, a in by.sort("dimension").iter_rows()},
         **{f"lost: {stage}": str(count) for stage, count in lost.most_common()},
         "q at most 0.10, whatever the interval": f"{ours_in_q:.0f}",
         "conversions of the window that are old enough to count": f"{table['counted'].mean():.3f}",
@@ -86,6 +86,8 @@ def measure_power(clients: int, leads: int, *, seed: int = 9, world: str = HAZAR
     return [
         Mark(7, f"power over an oracle's in the ledger, {size}", ours / max(ledger, 1), low=0.85,
              n=table.height, detail=detail, world=world, reason=reason),
+        Mark(7, f"power over a learner's of the base, {size}", ours / max(learner, 1),
+             n=table.height, world=world),
         Mark(7, f"power over an oracle's alone at 0.10, {size}", ours / max(alone, 1),
              n=table.height, world=world),
     ]  # fmt: skip
@@ -163,9 +165,10 @@ def _compare(world: _World) -> list[dict[str, Any]]:
     for dimension, value, _ in MARK_7:
         label = "\x1f".join(value) if isinstance(value, tuple) else str(value)
         tails = _ask_oracle(population, world, dimension, value)
+        halves = _count_sequences(population, label) if dimension == SEQUENCE else {}
         for place, client_id in enumerate(population.client_ids):
             found = ledgers.get((client_id,))
-            judged = _judge(found, dimension, label, tails[place])
+            judged = _judge(found, dimension, label, tails[place], halves.get(place))
             rows.append(
                 {"client_id": client_id, "dimension": dimension, "counted": counted, **judged}
             )
@@ -220,7 +223,29 @@ def _list_carriers(features: Features, sequence: tuple[str, ...]) -> pl.DataFram
     return paths.filter(pl.col("channel") == ">".join(sequence)).select("lead_id")
 
 
-def _judge(ledger: pl.DataFrame | None, dimension: str, label: str, tail: float) -> dict[str, Any]:
+def _count_sequences(population: Population, label: str) -> dict[int, dict[str, Any]]:
+    """The plain table of a prefix over all leads, both halves, by client index."""
+    own = pl.col("prefix") == label
+    counted = (
+        population.sequences.filter(length=label.count("\x1f") + 1)
+        .group_by("client")
+        .agg(
+            n=own.sum(),
+            k=(own & pl.col("is_outcome")).sum(),
+            base_n=pl.len(),
+            base_k=pl.col("is_outcome").sum(),
+        )
+    )
+    return {row["client"]: row for row in counted.iter_rows(named=True)}
+
+
+def _judge(
+    ledger: pl.DataFrame | None,
+    dimension: str,
+    label: str,
+    tail: float,
+    whole: dict[str, Any] | None,
+) -> dict[str, Any]:
     """Whether we and the oracle find one cell, and at which step we lost it."""
     row = (
         None if ledger is None
@@ -230,12 +255,14 @@ def _judge(ledger: pl.DataFrame | None, dimension: str, label: str, tail: float)
     if ledger is not None:
         is_cell = (pl.col("dimension") == dimension) & (pl.col("value") == label)
         others = ledger.filter("is_tested", ~is_cell)["p_value"].to_numpy()
+    plain = whole if dimension == SEQUENCE else row
     found = row is not None and row["verdict"] == "act" and row["lift"] > 1
     passes = row is not None and row["q_value"] <= SETTINGS.act_q and row["lift"] > 1
     return {
         "found": found,
         "in_q": passes,
         "oracle": _is_called(tail, others),
+        "learner": plain is not None and _is_called(_test_upwards(plain), others),
         "oracle_alone": bool(tail <= SETTINGS.act_q),
         "stage": _find_stage(row, others, passes=passes, is_sequence=dimension == SEQUENCE),
     }
@@ -261,14 +288,12 @@ def _find_stage(row: dict[str, Any] | None, others: Any, *, passes: bool, is_seq
         return "testing both sides"
     if is_sequence:
         return "half of the leads"
-    unadjusted = _test_without_strata(row) / 2
-    if row["lift"] > 1 and _is_called(unadjusted, others):
+    if _is_called(_test_upwards(row), others):
         return "holding strata fixed"
     return "a base that is estimated, the cell in it"
 
 
-def _test_without_strata(row: dict[str, Any]) -> float:
-    """Two-sided mid-p of the cell in one plain table, by the exact distribution."""
+def _test_upwards(row: dict[str, Any]) -> float:
+    """Upper mid-p of a cell in one plain table, by the exact distribution."""
     law = stats.hypergeom(row["base_n"], row["base_k"], row["n"])
-    upper = law.sf(row["k"]) + law.pmf(row["k"]) / 2
-    return float(min(1.0, 2 * min(upper, 1 - upper)))
+    return float(law.sf(row["k"]) + law.pmf(row["k"]) / 2)
