@@ -41,6 +41,7 @@ class Claim(NamedTuple):
     rule: HealthRule
     severity: Severity
     description: str
+    subject: str | None = None
 
 
 HIGH, MEDIUM = Severity.HIGH, Severity.MEDIUM
@@ -104,12 +105,13 @@ WEIGHT_CLAIMS = (
         "The score weights sum to 0.85, each within [0.05, 0.50].",
     ),
 )
-SOURCE_CLAIMS = (
+ACTIVITY_CLAIMS = (
     Claim(
         "sources_are_fresh",
         HealthRule.STALE_SOURCE,
         MEDIUM,
-        "Every active client had a lead or an activity lately.",
+        "Every active client had an activity in the last days.",
+        subject="activities",
     ),
     Claim(
         "few_rows_have_defects",
@@ -119,6 +121,13 @@ SOURCE_CLAIMS = (
     ),
 )
 LEAD_CLAIMS = (
+    Claim(
+        "sources_are_fresh",
+        HealthRule.STALE_SOURCE,
+        MEDIUM,
+        "Every active client had news of a lead in the last weeks.",
+        subject="leads",
+    ),
     Claim(
         "leads_have_not_drifted",
         HealthRule.DRIFT,
@@ -145,7 +154,7 @@ CLAIMS: dict[tuple[AssetKey, str], tuple[Claim, PatternType | None]] = {
         for source, claims in (
             ("clients", CLIENT_CLAIMS),
             ("leads", LEAD_CLAIMS),
-            ("activities", SOURCE_CLAIMS),
+            ("activities", ACTIVITY_CLAIMS),
         )
         for claim in claims
     },
@@ -193,6 +202,7 @@ def pattern_health(
             one
             for one in done.findings
             if (one.rule, one.severity, one.pattern_type) == (claim.rule, claim.severity, kind)
+            and claim.subject in {None, one.subject}
         ]
         yield describe_claim(key, name, claim, against, len(done.client_ids))
 

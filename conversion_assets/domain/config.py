@@ -60,7 +60,11 @@ class HealthConfig(BaseModel):
         10, ge=1, description="A client with so many conversions should have every pattern"
     )
     # Learning is weekly: a client without news since the last time learns nothing new.
-    stale_after_days: float = Field(7, gt=0, description="No lead or activity for so long: stale")
+    stale_after_days: float = Field(7, gt=0, description="No activity for so long: stale")
+    # Lists are often bought once a month; a month without news of any lead is an import that broke.
+    stale_leads_after_days: float = Field(
+        30, gt=0, description="No lead created, changed or converted for so long: stale"
+    )
     excluded_share: float = Field(
         0.2, gt=0, le=1, description="Share of a client's touches with one defect"
     )

@@ -75,7 +75,7 @@ class HealthInputs:
 
     Attributes:
         clients: One row per client to check: client_id, is_active (a learning run chooses it),
-            conversions (Int64), newest_at (last lead or activity, nullable).
+            conversions (Int64), newest_leads_at and newest_activities_at (nullable).
         patterns: One row per stored pattern: client_id, pattern_type, sample_size, confidence,
             valid_until, document_error (null when the document fits its schema), excluded_rows
             and excluded_of (rows with the most frequent defect of the data, and the rows it was
@@ -102,7 +102,8 @@ CLIENT_SCHEMA: dict[str, Any] = {
     "client_id": pl.String,
     "is_active": pl.Boolean,
     "conversions": pl.Int64,
-    "newest_at": pl.Datetime("us", "UTC"),
+    "newest_leads_at": pl.Datetime("us", "UTC"),
+    "newest_activities_at": pl.Datetime("us", "UTC"),
 }
 PATTERN_SCHEMA: dict[str, Any] = {
     "client_id": pl.String,
@@ -396,20 +397,31 @@ def _find_bad_sources(inputs: HealthInputs, now: datetime, config: HealthConfig)
         pl.col("excluded_of"),
         pl.lit(config.excluded_share).alias("threshold"),
     )
+    limits = {"activities": config.stale_after_days, "leads": config.stale_leads_after_days}
+    newest = inputs.clients.filter("is_active").unpivot(
+        [f"newest_{source}_at" for source in limits],
+        index="client_id",
+        variable_name="subject",
+        value_name="newest_at",
+    )
     age = _days(pl.lit(now) - pl.col("newest_at"))
+    timed = newest.with_columns(
+        subject=pl.col("subject").str.strip_prefix("newest_").str.strip_suffix("_at"), age_days=age
+    ).with_columns(
+        limit=pl.col("subject").replace_strict(limits, return_dtype=pl.Float64, default=None)
+    )
     stale = _state(
-        inputs.clients.with_columns(age_days=age).filter(
-            "is_active", pl.col("age_days") > config.stale_after_days
-        ),
+        timed.filter(pl.col("age_days") > pl.col("limit")),
         HealthRule.STALE_SOURCE,
         Severity.MEDIUM,
         pl.format(
-            "no lead or activity for {} days, since {}",
+            "no news in {} for {} days, since {}",
+            "subject",
             pl.col("age_days").round(1),
             _iso(pl.col("newest_at")),
         ),
         pl.col("age_days").round(2),
-        pl.lit(config.stale_after_days).alias("threshold"),
+        pl.col("limit").alias("threshold"),
     )
     return pl.concat([defects, stale])
 

@@ -120,19 +120,27 @@ _CONVERSIONS = f"""
             WHERE a.action = '{BOOKING_ACTION}' AND l.deleted_at IS NULL
     ) converted GROUP BY client_id"""  # noqa: S608 - names of our own vocabulary
 _ACTIVITIES = "SELECT client_id, max(occurred_at) FROM activities GROUP BY client_id"
-_LEADS = "SELECT client_id, max(created_at), max(updated_at) FROM leads GROUP BY client_id"
+_LEADS = """SELECT client_id, max(created_at), max(updated_at), max(converted_at)
+    FROM leads GROUP BY client_id"""
 
 
 def _load_clients(connection: Connection, wanted: set[str], active: set[str]) -> pl.DataFrame:
     conversions = {row[0]: row[1] for row in connection.execute(text(_CONVERSIONS))}
-    newest: dict[str, datetime] = {}
-    for sql in (_ACTIVITIES, _LEADS):
-        for client_id, *moments in connection.execute(text(sql)):
-            known = [_moment(m) for m in (*moments, newest.get(client_id)) if m is not None]
-            if known:
-                newest[client_id] = max(known)
-    rows = [(c, c in active, conversions.get(c, 0), newest.get(c)) for c in sorted(wanted)]
+    newest_lead = _load_newest(connection, _LEADS)
+    newest_activity = _load_newest(connection, _ACTIVITIES)
+    rows = [
+        (c, c in active, conversions.get(c, 0), newest_lead.get(c), newest_activity.get(c))
+        for c in sorted(wanted)
+    ]
     return pl.DataFrame(rows, schema=CLIENT_SCHEMA, orient="row")
+
+
+def _load_newest(connection: Connection, query: str) -> dict[str, datetime]:
+    return {
+        client_id: max(_moment(moment) for moment in moments if moment is not None)
+        for client_id, *moments in connection.execute(text(query))
+        if any(moment is not None for moment in moments)
+    }
 
 
 def _moment(value: datetime | str) -> datetime:

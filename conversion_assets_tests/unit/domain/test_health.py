@@ -33,7 +33,8 @@ def client(client_id="c1", **changes):
         "client_id": client_id,
         "is_active": True,
         "conversions": 100,
-        "newest_at": NOW - timedelta(days=1),
+        "newest_leads_at": NOW - timedelta(days=29),
+        "newest_activities_at": NOW - timedelta(days=1),
     }
     return row | changes
 
@@ -185,10 +186,14 @@ def test_what_produced_nothing_is_never_healthy():
 
 
 def test_sources():
-    quiet = [client(newest_at=NOW - timedelta(days=7, seconds=1))]
-    assert rules(check(quiet)) == {(None, "stale_source", "", "medium")}
-    assert check([client(newest_at=None)]) == []
-    assert check([client(is_active=False, newest_at=NOW - timedelta(days=70))]) == []
+    for source, days in (("activities", 7), ("leads", 30)):
+        column = f"newest_{source}_at"
+        quiet = [client(**{column: NOW - timedelta(days=days, seconds=1)})]
+        assert rules(check(quiet)) == {(None, "stale_source", source, "medium")}
+        assert check([client(**{column: NOW - timedelta(days=days)})]) == []
+        assert check([client(**{column: None})]) == []
+        long_ago = NOW - timedelta(days=70)
+        assert check([client(is_active=False, **{column: long_ago})]) == []
     assert rules(check(patterns=who(excluded_rows=201))) == {(None, "excluded_rows", "", "medium")}
     assert check(patterns=who(excluded_rows=200)) == []
     assert check(patterns=who(excluded_rows=0, excluded_of=0)) == []
