@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from conversion_assets.detectors.cells import summarize_cells
-from conversion_assets.detectors.ledger import _estimate
+from conversion_assets.detectors.ledger import _add_intervals, _estimate
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.stats.intervals import compute_beta_interval
 
@@ -42,7 +42,8 @@ def simulate(times: int, factor: float) -> tuple[pl.DataFrame, np.ndarray]:
         naive_expected="expected",
         prior_lift=pl.lit(1.0),
     )
-    return _estimate(cells, LearningConfig()), rates
+    settings = LearningConfig()
+    return _add_intervals(_estimate(cells, settings), settings), rates
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ from conversion_assets.domain.terms import (
 from conversion_assets.evaluation.forward import LOST_EVIDENCE, decide_status
 from conversion_assets.evaluation.score_weights import evaluate_score_weights
 from conversion_assets.features import build_features
+from conversion_assets.stats.adaptive import compute_adaptive_rate_interval
+from conversion_assets.stats.intervals import compute_beta_interval
 from conversion_assets.stats.logistic import fit_logistic
 from conversion_assets.stats.markov import (
     CONVERTED,
@@ -43,7 +45,11 @@ from conversion_assets.stats.pooling import compute_pool_lift
 from conversion_assets.stats.predictive import compute_forward_lift, compute_log_evidence_against
 from conversion_assets.stats.ranking import compute_auc
 from conversion_assets.stats.sequential import compute_always_valid_p
-from conversion_assets.stats.shrinkage import shrink_rates, weigh_spreads
+from conversion_assets.stats.shrinkage import (
+    compute_typical_spread,
+    shrink_rates,
+    weigh_spreads,
+)
 from conversion_assets.stats.survival import (
     compute_quantile_times,
     fit_kaplan_meier,
@@ -273,6 +279,35 @@ def draw_lift(ax: Axes) -> None:
     ax.set_xticks(place, [str(x + 1) for x in place])
     ax.set(xlabel="experiment", ylabel="lift, 90 % interval", ylim=(0.88, 1.62))
     ax.legend(loc="upper left", ncols=2, columnspacing=1.0, handletextpad=0.4)
+
+
+def draw_intervals(ax: Axes) -> None:
+    """How often intervals hold the truth of one value among eight, seven of which are usual."""
+    rng = np.random.default_rng(12)
+    repeats, values, size, base = 1500, 8, 250, 0.12
+    group = np.repeat(np.arange(repeats), values)
+    n, rate = np.full(group.size, float(size)), np.full(group.size, base)
+    lifts = np.array([0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5])
+    shares = []
+    for lift in lifts:
+        truth = np.where(np.arange(group.size) % values == 0, base * lift, base)
+        k = rng.binomial(size, truth).astype(float)
+        weights = weigh_spreads(k, n, rate, group, repeats)
+        shrunk = shrink_rates(k, n, rate, weights)
+        spread = compute_typical_spread(weights, group, repeats)
+        ends = (
+            compute_beta_interval(shrunk.a, shrunk.b, 0.9),
+            compute_adaptive_rate_interval(k, n, rate, spread, 0.9),
+        )
+        shares.append([((low <= truth) & (truth <= high))[::values].mean() for low, high in ends])
+    credible, ours = np.array(shares).T
+    ax.plot(lifts, credible, label="credible interval", **NAIVE)
+    ax.plot(lifts, ours, label="interval in use", **OURS)
+    ax.axhline(0.9, label="90 %", **TRUTH)
+    ax.set(
+        xlabel="true lift of the value", ylabel="share of intervals that hold it", ylim=(0, 1.03)
+    )
+    ax.legend(loc="lower right")
 
 
 def draw_adjustment(ax: Axes) -> None:
@@ -610,6 +645,7 @@ FIGURES: dict[str, Draw] = {
     "shrinkage": draw_shrinkage,
     "pool": draw_pool,
     "lift": draw_lift,
+    "intervals": draw_intervals,
     "adjustment": draw_adjustment,
     "hazard": draw_hazard,
     "gaps": draw_gaps,

@@ -1,11 +1,9 @@
 """A randomised truth: what documents say of the arms of an experiment, against what was planted.
 
 Long-run figures at 64,000 subjects, 0.6 % and a factor of 1.35 (`benchmarks.experiment_coverage`,
-600 experiments): an interval from the arm's own counts covers its rate in 91 to 92 %, the shrunk
-one in 82 to 86 %, that of the lift in 70 to 79 %. Nearly all misses lie towards 1: credible
-intervals are right on average over effects as they occur, and a real effect of 1.2 that rests on
-170 conversions looks like a smaller one. With four times the subjects the lift is covered in 84 to
-86 %, with ten times in 88 to 89 %, and with a factor of 2 at four times the subjects in 88 to 92 %.
+600 experiments): intervals of the rate cover it in 89 to 91 %, those of the lift in 89 to 91 %, and
+in 88 to 93 % with up to ten times the subjects, a factor of 2 or none. The shrunk lift itself is
+smaller than the true one: shrinkage asks what to expect of a value picked out of many.
 """
 
 import polars as pl
@@ -64,20 +62,17 @@ def test_the_treatment_that_works_is_seen_to_work(by_template):
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth(by_template):
-    """Of 30 intervals: 29 from own counts, 28 of shrunk rates and 26 of lifts cover, here.
-
-    The bounds are what the long-run shares above leave to three standard deviations.
-    """
+    """Mark 8. Fewer than 22 of 30 happen once in 500 times when each covers in 90 %."""
     assert by_template.height == 3 * len(SEEDS)
     assert _covered(by_template, "true_rate", "own_low", "own_high") >= 22
-    assert _covered(by_template, "true_rate", "rate_low", "rate_high") >= 19
-    assert _covered(by_template, "true_lift", "lift_low", "lift_high") >= 16
+    assert _covered(by_template, "true_rate", "rate_low", "rate_high") >= 22
+    assert _covered(by_template, "true_lift", "lift_low", "lift_high") >= 22
 
 
 @pytest.mark.slow
 def test_shrinkage_errs_to_the_careful_side(by_template):
     summary = summarize_experiments(by_template)
-    # In the long run 0 to 2 % of the intervals lie beyond the truth, where 5 % would be honest.
+    # In the long run 1 to 3 % of the intervals lie beyond the truth, 5 % of plain ones.
     assert (summary["overstates"] <= 0.1).all()
     assert ((summary["mean_lift"] - 1).abs() <= (summary["true_lift"] - 1).abs()).all()
 
@@ -89,12 +84,13 @@ def test_the_arm_may_be_a_channel():
     )
     assert arms.height == 12
     assert (arms.filter(arm="green")["lift"] > 1).all()
-    assert _covered(arms, "true_lift", "lift_low", "lift_high") >= 5
+    # Fewer than 8 of 12 happen once in 200 times when each covers in 90 %.
+    assert _covered(arms, "true_lift", "lift_low", "lift_high") >= 8
 
 
 @pytest.mark.slow
 def test_a_large_effect_is_an_act_and_covered():
-    """A factor of 2: here 28 of 30 lifts are covered, and the treatment is an act every time."""
+    """A factor of 2: the treatment is an act every time."""
     config = ExperimentConfig(green=(2.6, 1.4))
     arms = pl.concat(
         [learn_experiment(ExperimentConfig(seed=s, green=config.green)) for s in range(10)]
