@@ -19,7 +19,14 @@ from conversion_assets.domain.terms import (
 )
 from conversion_assets.synthetic import catalog
 from conversion_assets.synthetic.config import SyntheticConfig
-from conversion_assets.synthetic.design import DAY, HOUR, Design, Ints
+from conversion_assets.synthetic.design import (
+    DAY,
+    HOUR,
+    IDEAL_EMPLOYEES,
+    IDEAL_INDUSTRIES,
+    Design,
+    Ints,
+)
 from conversion_assets.synthetic.outcome import Outcome
 
 TIME = pl.Datetime("us", "UTC")
@@ -39,6 +46,8 @@ LEAD_COLUMNS = _columns("leads")
 ACTIVITY_COLUMNS = _columns("activities")
 
 _SCORED_AFTER = 10 * 60
+# Days before scoring: between half a year and a year, and between one year and two.
+_AGED_ROLE, _AGED_FUNDING = 270, 540
 # Shares of the failed statuses of leads lost within a sequence, in their order.
 _FAILED_SHARES = np.cumsum([0.30, 0.15, 0.40, 0.15])
 _GIVEN_UP_AFTER_DAYS = (7, 14)
@@ -58,6 +67,7 @@ def build_clients(config: SyntheticConfig, design: Design) -> pl.DataFrame:
             "id": _client_ids(design.client_numbers),
             "name": names + " Agency " + (numbers + 1).cast(pl.String),
             "timezone": _take(config.zones, design.client["zone"]),
+            "ideal_profile": _profiles(design),
             "pool_opt_in": design.client["u_pool"] < config.pool_opt_in,
             "created_at": _times(moments),
             "updated_at": _times(moments),
@@ -66,6 +76,26 @@ def build_clients(config: SyntheticConfig, design: Design) -> pl.DataFrame:
         subscription_status=pl.lit(str(SubscriptionStatus.ACTIVE)), is_paused=pl.lit(value=False)
     )
     return conform(frame, CLIENT_COLUMNS)
+
+
+def _profiles(design: Design) -> list[str]:
+    """Ideal profile of each client: some industries, a range of head counts, its own country."""
+    lowest, highest = IDEAL_EMPLOYEES
+    industries, countries = catalog.INDUSTRIES, catalog.COUNTRIES
+    return [
+        json.dumps(
+            {
+                "industries": [
+                    industries[(ideal + step) % len(industries)] for step in range(IDEAL_INDUSTRIES)
+                ],
+                "employees": {"lowest": lowest, "highest": highest},
+                "countries": list(countries[country : country + 1]),
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+        for ideal, country in zip(design.client["ideal"], design.client["country"], strict=True)
+    ]
 
 
 def build_leads(config: SyntheticConfig, design: Design, outcome: Outcome) -> pl.DataFrame:
@@ -111,8 +141,22 @@ def build_leads(config: SyntheticConfig, design: Design, outcome: Outcome) -> pl
         }
     )
     plain = pl.col("last_name").str.to_lowercase().str.replace_all("[^a-z]", "")
+    email, phone = pl.Series(lead["email"]), pl.Series(lead["phone"])
     frame = frame.with_columns(
-        email=pl.format("{}.{}@example.com", plain, pl.col("id")),
+        email=pl.when(email < 2).then(pl.format("{}.{}@example.com", plain, pl.col("id"))),
+        email_verified=email == 0,
+        personal_email=pl.when(pl.Series(lead["u_personal_email"] < 0.3)).then(
+            pl.format("{}.{}@home.example", plain, pl.col("id"))
+        ),
+        # Numbers that are reserved for fiction.
+        phone=pl.when(phone < 2).then(
+            pl.format(
+                "+1 202 555 01{}", pl.Series(design.number % 100).cast(pl.String).str.zfill(2)
+            )
+        ),
+        phone_verified=phone == 0,
+        role_started_at=_aged(lead["role_aged"], scored, _AGED_ROLE),
+        funded_at=_aged(lead["funding_aged"], scored, _AGED_FUNDING),
         linkedin_url=pl.when(pl.Series(lead["u_linkedin_points"] < 0.6)).then(
             pl.format("https://www.linkedin.com/in/{}-{}", plain, pl.col("id"))
         ),
@@ -168,6 +212,12 @@ def build_activities(
     parts = [touches, inbound, _bookings(config, design, outcome, touches, converting)]
     frame = pl.concat([conform(_dated(part), ACTIVITY_COLUMNS) for part in parts])
     return frame.sort("client_id", "lead_id", "occurred_at", "id")
+
+
+def _aged(is_aged: NDArray[np.bool_], scored: Ints, days: int) -> pl.Series:
+    """Dates some days before scoring, where the plan has one."""
+    dates = _times(scored - days * DAY).to_frame("at")
+    return dates.select(pl.when(pl.Series(is_aged)).then("at")).to_series()
 
 
 def touch_ids(lead_ids: pl.Series, position: NDArray[np.int64]) -> pl.Series:

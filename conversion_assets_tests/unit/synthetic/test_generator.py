@@ -10,7 +10,9 @@ from scipy import stats
 
 from conversion_assets.domain.contracts import CONTRACTS
 from conversion_assets.domain.errors import InputError
+from conversion_assets.domain.ideal_profile import read_profile
 from conversion_assets.domain.terms import FAILED_STATUSES
+from conversion_assets.scoring.lead_score import compute_lead_scores
 from conversion_assets.synthetic import frames
 from conversion_assets.synthetic.config import COMPONENT_DIMENSION, Effect, SyntheticConfig
 from conversion_assets.synthetic.generator import Agency, generate_agency, known_at
@@ -440,3 +442,23 @@ def test_effects_that_cannot_be_planted(bad, message):
 def test_configs_that_cannot_be_generated(bad, message):
     with pytest.raises(ValueError, match=message):
         SyntheticConfig(**bad)
+
+
+def test_generated_scores_are_those_of_the_scorer():
+    """The generator draws points before texts; the scorer reads them off the texts again."""
+    config = SyntheticConfig(clients=6, leads=400, seed=11, missing=0.1)
+    agency = generate_agency(config)
+    profiles = {}
+    for client, text in agency.clients.select("id", "ideal_profile").iter_rows():
+        profiles[client], fault = read_profile(text)
+        assert fault is None
+    # Status as it was when the lead was scored.
+    leads = agency.leads.with_columns(status=pl.lit("scored"))
+    scores = compute_lead_scores(leads, pl.DataFrame(), profiles, leads["scored_at"])
+    assert scores["scored_at"].equals(leads["scored_at"])
+    for name in ("als_components", "als_tier"):
+        given, computed = leads[name].to_list(), scores[name].to_list()
+        if name == "als_components":
+            given, computed = map(json.loads, given), map(json.loads, computed)
+        assert list(given) == list(computed)
+    assert (leads["als_score"] - scores["als_score"]).abs().max() < 1e-6
