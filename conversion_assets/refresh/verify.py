@@ -7,6 +7,7 @@ all clients at once; the slow comparison, features computed anew, is made on req
 import json
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -457,16 +458,14 @@ def _compare_deeply(
         if source.changes.get(client_id):
             continue  # it is told that they are behind
         fresh = compute_fingerprints(_compute_features(snapshot, source.clients, client_id))
-        stored: dict[str, str] = {}
-        try:
+        stated = manifest.clients.get(client_id)
+        values = {"manifest": stated and stated.fingerprint}
+        # That a file is damaged or missing is told already.
+        with suppress(InputError, NotFoundError):
             frames: dict[Table, pl.DataFrame] = {
                 table: store.read(table, [client_id]) for table in FEATURE_TABLES
             }
-            stored = compute_fingerprints(frames)
-        except (InputError, NotFoundError):
-            pass  # it is told that files are damaged or were never written
-        stated = manifest.clients.get(client_id)
-        values = {"rows": stored.get(client_id), "manifest": stated and stated.fingerprint}
+            values["rows"] = compute_fingerprints(frames).get(client_id)
         for where, value in values.items():
             if value != fresh.get(client_id):
                 found.append(

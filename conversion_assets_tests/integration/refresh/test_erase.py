@@ -28,6 +28,7 @@ from conversion_assets.refresh.erase import (
 )
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.patterns import refresh_patterns
+from conversion_assets.refresh.rebuild import rebuild_features
 from conversion_assets.refresh.verify import verify
 from conversion_assets.storage import erasures, quarantine, tables, traces
 from conversion_assets.storage.columnar import FeatureStore, bucket_of
@@ -385,6 +386,16 @@ def test_s3_forgets_every_version(sqlite_url, agency, tmp_path, s3_endpoint):
     assert run(home, A, lead).is_proven
     assert traces.search_store(home[1], Erasure.of(A, [lead])).found == 0
     assert home[1].read("lead_features", [A]).height == CONFIG.leads - 1
+
+    def differences():
+        found = verify(*home, config=LearningConfig(), now=datetime.now(UTC), deep=True).differences
+        return {one.check for one in found} - {"active_clients_are_learned"}
+
+    assert differences() == set()
+    home[1]._backend.delete([home[1].load_manifest().files["touch_features"][0].path])
+    assert differences() == {"files_are_whole"}
+    rebuild_features(engine, home[1])
+    assert differences() == set()
     engine.dispose()
 
 
