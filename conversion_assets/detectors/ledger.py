@@ -171,7 +171,7 @@ def _add_intervals(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
         k, (expected, variance, third), prior_lift, spread, config.credible_mass
     )
     # Where nothing could have converted nothing is known, but that the base contains the cell.
-    lift_high = np.minimum(lift_high, base_n / n)
+    lift_high = np.where(np.isfinite(lift_high), lift_high, base_n / n)
     rest_rate, rest_error = expect_without_cell(k, expected, variance, n)
     low, high = compute_adaptive_rate_interval(
         k,

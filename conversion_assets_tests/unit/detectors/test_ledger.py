@@ -6,11 +6,20 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from conversion_assets.detectors import how, what, when, who
-from conversion_assets.detectors.cells import count_dimension
-from conversion_assets.detectors.ledger import CELL, assess_cells, borrow_from_pool
+from conversion_assets.detectors.cells import count_dimension, summarize_cells
+from conversion_assets.detectors.ledger import (
+    CELL,
+    _add_intervals,
+    _estimate,
+    _test,
+    assess_cells,
+    borrow_from_pool,
+)
 from conversion_assets.detectors.population import select_population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import build_features
@@ -204,6 +213,62 @@ def test_intervals_of_rate_and_lift_do_not_contradict_each_other(simpson):
         | ((pl.col("lift_high") < 1) & (pl.col("low") > usual))
     )
     assert against.is_empty(), against
+
+
+@st.composite
+def clients_of_cells(draw):
+    """Counts of some clients: cells of any size, in one stratum or two, all or none converted."""
+    rows = []
+    for client in range(draw(st.integers(1, 3))):
+        for stratum in range(draw(st.integers(1, 2))):
+            sizes = draw(st.lists(st.sampled_from([1, 3, 40, 900, 50_000]), min_size=1, max_size=5))
+            rates = [draw(st.sampled_from([0.0, 0.01, 0.3, 1.0])) for _ in sizes]
+            ks = [round(n * rate) for n, rate in zip(sizes, rates, strict=True)]
+            rest = draw(st.sampled_from([0, 1, 500]))
+            rest_k = draw(st.integers(0, rest))
+            rows += [
+                (client, str(value), stratum, n, k, sum(sizes) + rest, sum(ks) + rest_k)
+                for value, (n, k) in enumerate(zip(sizes, ks, strict=True))
+            ]
+    columns = ["client", "value", "stratum", "n", "k", "base_n", "base_k"]
+    return pl.DataFrame(rows, schema=columns, orient="row").sort("client", "value", "stratum")
+
+
+@settings(max_examples=150, deadline=None)
+@given(clients_of_cells(), st.sampled_from([0.2, 1.0, 2.5]))
+def test_intervals_of_any_counts_hold_their_estimates(counts, prior_lift):
+    totals = counts.unique(["client", "stratum"]).group_by("client").agg(
+        pl.col("base_n").sum(), pl.col("base_k").sum()
+    )  # fmt: skip
+    cells = (
+        summarize_cells(counts)
+        .join(totals, on="client")
+        .with_columns(
+            pattern=pl.lit("who"),
+            dimension=pl.lit("source_rankings"),
+            naive_expected="expected",
+            prior_lift=pl.lit(prior_lift),
+            is_repeated=pl.lit(value=False),
+        )
+        .sort(CELL)
+    )
+    estimated = _add_intervals(_estimate(cells, CONFIG), CONFIG)
+    judged = _test(estimated, CONFIG)
+    assert judged.select(pl.col(pl.Float64).is_finite().all()).row(0) == (True,) * len(
+        judged.select(pl.col(pl.Float64)).columns
+    )
+    for before, row in zip(
+        estimated.iter_rows(named=True), judged.iter_rows(named=True), strict=True
+    ):
+        assert 0 <= row["low"] <= row["shrunk_rate"] <= row["high"] <= 1
+        assert 0 <= row["lift_low"] <= row["lift"] <= row["lift_high"]
+        is_chosen = row["q_value"] <= CONFIG.act_q
+        for name in ("low", "lift_low"):
+            wide = min(before[name], before[f"credible_{name}"]) if is_chosen else before[name]
+            assert row[name] == wide
+        for name in ("high", "lift_high"):
+            wide = max(before[name], before[f"credible_{name}"]) if is_chosen else before[name]
+            assert row[name] == wide
 
 
 def test_listed_as_documents_list_them():
