@@ -26,7 +26,7 @@ from conversion_assets.cli.statuses import EXIT_CLIENT_FAILED
 from conversion_assets.domain.backfills import BackfillRecord, BackfillStage, StageProgress
 from conversion_assets.domain.errors import ConversionError, InputError
 from conversion_assets.domain.moments import parse_moment
-from conversion_assets.settings import Settings
+from conversion_assets.settings import Settings, export_environment
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -156,6 +156,9 @@ def _run(
     *,
     as_json: bool,
 ) -> int:
+    from conversion_assets.orchestration.instance import dagster_environment  # noqa: PLC0415
+
+    export_environment(dagster_environment(settings))
     from conversion_assets.refresh.backfill import is_gone  # noqa: PLC0415 - polars
 
     started = time.perf_counter()
