@@ -280,4 +280,4 @@ def _guess(ends: _Ends, error: float) -> Floats:
     )
     begin = ends.pull * (first - ends.center) <= reach
     finish = ends.pull * (second - ends.center) >= -reach
-    return np.where(begin, first, np.where(finish, second, 0.5 * (first + second)))
+    return np.asarray(np.where(begin, first, np.where(finish, second, 0.5 * (first + second))))
