@@ -18,4 +18,5 @@ WEEKLY = FreshnessPolicy.time_window(
 
 def expect_weekly(spec: AssetSpec) -> AssetSpec:
     """Give an asset the policy, unless it has one of its own."""
-    return apply_freshness_policy(spec, WEEKLY, overwrite_existing=False)
+    fresh: AssetSpec = apply_freshness_policy(spec, WEEKLY, overwrite_existing=False)
+    return fresh

@@ -167,7 +167,8 @@ def _inspect(kind: str, stored: str) -> tuple[str | None, int, int, *tuple[float
         return (_first_line(problem), *_inspect_loosely(kind, json.loads(stored)))
     notes = [(note.kind, note.rows, note.of) for note in document.data_notes]
     weights = document.recommended_weights if isinstance(document, WhoPattern) else None
-    return (None, *_worst_defect(notes), *(getattr(weights, n, None) for n in SCORE_COMPONENTS))
+    rows, of = _worst_defect(notes)
+    return (None, rows, of, *(getattr(weights, n, None) for n in SCORE_COMPONENTS))
 
 
 def _worst_defect(notes: Iterable[tuple[Any, Any, Any]]) -> tuple[int, int]:
@@ -186,10 +187,8 @@ def _inspect_loosely(kind: str, plain: object) -> tuple[int, int, *tuple[float |
     notes = [n for n in _list(fields.get("data_notes")) if isinstance(n, dict)]
     weights = fields.get("recommended_weights") if kind == PatternType.WHO else None
     weights = weights if isinstance(weights, dict) else {}
-    return (
-        *_worst_defect((n.get("kind"), n.get("rows"), n.get("of")) for n in notes),
-        *(_number(weights.get(name)) for name in SCORE_COMPONENTS),
-    )
+    rows, of = _worst_defect((n.get("kind"), n.get("rows"), n.get("of")) for n in notes)
+    return (rows, of, *(_number(weights.get(name)) for name in SCORE_COMPONENTS))
 
 
 def _list(value: object) -> list[Any]:
