@@ -13,10 +13,13 @@ from sqlalchemy import insert, select, text, update
 from conversion_assets.domain.errors import ConflictError, InputError, NotFoundError
 from conversion_assets.refresh import scoring
 from conversion_assets.refresh.changes import find_changed_clients
+from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.scoring import count_unscored, score_leads
 from conversion_assets.scoring.lead_score import SCORE_COLUMNS
 from conversion_assets.storage import tables
+from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.database import create_database_engine, write_transaction
+from conversion_assets.storage.importer import import_files
 from conversion_assets.storage.sources import open_snapshot, source_version
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -275,6 +278,7 @@ KILLED = """
 import os, signal, sys
 from datetime import datetime
 from conversion_assets.refresh.scoring import score_leads
+from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 def progress(done, total):
     if done >= int(sys.argv[2]):
@@ -330,6 +334,48 @@ def test_rescoring_asks_for_learning_once_not_for_ever(filled):
     _, cursor = find_changed_clients(filled, cursor.dump())
     if filled.dialect.name == "sqlite":
         assert cursor.pending == counted
+
+
+def test_profiles_come_with_the_clients_file(engine, tmp_path):
+    clients = tmp_path / "clients.jsonl"
+    rows = [
+        {"id": "good", "ideal_profile": {"industries": ["SaaS"], "employees": {"highest": 50}}},
+        {"id": "none"},
+        {"id": "bad", "ideal_profile": {"employees": "many"}},
+    ]
+    clients.write_text("\n".join(json.dumps(row) for row in rows))
+    leads = tmp_path / "leads.csv"
+    leads.write_text(
+        "id,client_id,created_at,industry,employee_count,email,email_verified,role_started_at\n"
+        "1,good,2025-01-01T00:00:00Z,saas,50,a@b.example,yes,2026-02-01T00:00:00+01:00\n"
+        "1,none,2025-01-01T00:00:00Z,saas,50,a@b.example,no,\n"
+    )
+    report = import_files(engine, clients=clients, leads=leads, quarantine_dir=tmp_path / "q")
+    assert report.reasons == {"clients": {"unusable ideal profile": 1}}
+    assert score_leads(engine, now=NOW).faults == {}
+    components = {key[0]: row["als_components"] for key, row in stored(engine).items()}
+    assert components["good"] == {
+        "data_quality": 8, "authority": 0, "company_fit": 18, "timing": 6, "risk": 10,
+    }  # fmt: skip
+    assert components["none"] == {
+        "data_quality": 4, "authority": 0, "company_fit": 3, "timing": 0, "risk": 10,
+    }  # fmt: skip
+
+
+def test_features_pick_up_new_scores_and_only_those(filled, tmp_path):
+    store = FeatureStore(str(tmp_path / "store"))
+    refresh_features(filled, store)
+    score_leads(filled, ["a"], now=NOW)
+    report = refresh_features(filled, store)
+    assert report.changed_client_ids == ["a"]
+    features = store.read("lead_features")
+    own = features.filter(pl.col("client_id") == "a").sort("lead_id")
+    assert own.select("authority", "company_fit", "timing", "tier", "scored_at").row(0) == (
+        25.0, 20.0, 5.0, "warm", NOW,
+    )  # fmt: skip
+    assert features.filter(pl.col("client_id") != "a")["authority"].is_null().all()
+    score_leads(filled, ["a"], now=NOW + timedelta(days=1))
+    assert refresh_features(filled, store).changed_client_ids == []
 
 
 def test_the_reader_sees_what_postgresql_and_sqlite_hold_alike(filled):
