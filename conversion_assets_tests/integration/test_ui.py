@@ -5,7 +5,6 @@ With SCREENSHOTS=docs/images in the environment the pictures of the documentatio
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +15,17 @@ from pathlib import Path
 
 import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
+
+from conversion_assets_tests.browser import (
+    PATIENCE_MS,
+    browser_page,
+    find_chrome,
+    take_picture,
+)
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ("chromium", "google-chrome", "chromium-browser")
-PATIENCE_MS = 120_000
 WHO = AssetKey("who_patterns")
 SECRET = "xoxb-very-secret"
 
@@ -89,23 +93,11 @@ def list_children(pid: int) -> list[int]:
 
 @pytest.fixture
 def page():
-    chrome = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not chrome and not os.environ.get("CI"):
+    if find_chrome() is None:
         # The README promises `make test` on a machine without a browser; CI installs one.
         pytest.skip("no Chromium found: set CHROME to one or install Debian's chromium")
-    assert chrome, "CI needs a Chromium: set CHROME to it or install Debian's chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chrome,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        # The invitation that Dagster shows to a new browser.
-        page.add_init_script("localStorage.setItem('communityNux', '1')")
+    with browser_page() as page:
         yield page
-        browser.close()
 
 
 @contextmanager
@@ -125,13 +117,6 @@ def wait_for_run(instance, count):
             return runs[0]
         time.sleep(0.5)
     raise AssertionError(f"no {count} finished runs: {[run.status for run in instance.get_runs()]}")
-
-
-def take_picture(page: Page, name: str) -> None:
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(2000)
-        page.screenshot(path=Path(folder) / name)
 
 
 def open_partition(page: Page, url: str, partition: str) -> None:

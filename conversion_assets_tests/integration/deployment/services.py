@@ -46,6 +46,12 @@ def wait_for(what, look: Callable, patience_s: float = PATIENCE_S):
     raise AssertionError(f"waited {patience_s:.0f} s in vain for {what}: {answer!r}")
 
 
+def next_sunday() -> datetime:
+    """The midnight a week or more ahead with which a Sunday begins; clocks only move ahead."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today + timedelta(days=7 + (6 - today.weekday()) % 7)
+
+
 def choose_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -254,6 +260,15 @@ class Deployment:
         signal_group(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
 
+    def kill_worker(self, pid: int) -> None:
+        """End the process of a run at once."""
+        os.kill(pid, signal.SIGKILL)
+
+    def restart_ended(self) -> None:
+        """Start what has ended by itself again, as a container's restart policy does."""
+        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+        self.start(*ended)
+
     def stop(self) -> None:
         """End everything."""
         for group in self._groups:
@@ -340,6 +355,18 @@ class Deployment:
         answer = self.ask(query, params=params)["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return answer["run"]["runId"]
+
+    def count_ticks(self, sensor: str) -> int:
+        """How often a sensor has looked."""
+        query = """query ($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+            ... on Sensor { sensorState { ticks(limit: 1000) { id status } } } } }"""
+        selector = {
+            "repositoryName": "__repository__",
+            "repositoryLocationName": LOCATION,
+            "sensorName": sensor,
+        }
+        ticks = self.ask(query, selector=selector)["sensorOrError"]["sensorState"]["ticks"]
+        return sum(tick["status"] != "STARTED" for tick in ticks)
 
     def list_checks(self, asset: str) -> dict[str, dict]:
         """Latest evaluation of each check of an asset, by the check's name."""

@@ -4,15 +4,18 @@ One deployment of real processes per storage lives through a Sunday and a Monday
 """
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
+from playwright.sync_api import expect
 from sqlalchemy import func, select
 
 from conversion_assets.storage import tables
 from conversion_assets.storage.database import create_database_engine
+from conversion_assets_tests.browser import browser_page, find_chrome, take_picture
 from conversion_assets_tests.integration.deployment.faults import (
     CLIENTS,
+    EXPIRED,
     FAILED,
     FAILING_CHECKS,
     PLANTED,
@@ -25,6 +28,7 @@ from conversion_assets_tests.integration.deployment.services import (
     ControlledClock,
     Deployment,
     deployed,
+    next_sunday,
     wait_for,
 )
 from conversion_assets_tests.integration.deployment.slack import SlackReceiver, read_text
@@ -33,12 +37,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DELIVERY_S = 31
 """A little more than the pause between two ticks of the sensor that delivers."""
-
-
-def next_sunday() -> datetime:
-    """The midnight a week or more ahead with which a Sunday begins; clocks only move ahead."""
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today + timedelta(days=7 + (6 - today.weekday()) % 7)
 
 
 @pytest.fixture
@@ -90,6 +88,7 @@ def test_a_sunday_and_a_monday(deployment, engine, slack, sunday):
     learn_on_sunday(deployment, engine, sunday)
     plant_faults(engine, deployment.clock.now())
     check_on_sunday(deployment, sunday)
+    look_at_the_ui(deployment)
     receive_one_message_per_client(deployment, slack)
     repair(deployment, engine)
     check_on_monday(deployment, sunday)
@@ -130,6 +129,24 @@ def check_on_sunday(deployment, sunday):
         checks = deployment.list_checks(asset)
         states = {name: shown["evaluation"]["success"] for name, shown in checks.items()}
         assert {name for name, passed in states.items() if not passed} == failing, asset
+
+
+def look_at_the_ui(deployment):
+    """In a browser, where there is one: CI has one, and so has the picture of the documentation."""
+    if find_chrome() is None:
+        return
+    with browser_page() as page:
+        page.clock.set_system_time(deployment.clock.now())
+        page.set_viewport_size({"width": 1500, "height": 760})
+        claim = "patterns_have_not_expired"
+        page.goto(f"{deployment.url}/assets/who_patterns?view=checks&checkDetail={claim}")
+        expect(page.get_by_text("1 of 7 clients")).to_be_visible()
+        expect(page.get_by_text("expired 1.0 days ago")).to_be_visible()
+        expect(page.get_by_text(EXPIRED).first).to_be_visible()
+        failing = FAILING_CHECKS["who_patterns"]
+        expect(page.get_by_text("Failed", exact=True)).to_have_count(len(failing) + 1)
+        page.get_by_text("Hide navigation").click()
+        take_picture(page, "checks.png")
 
 
 def check_health(deployment, due):
