@@ -35,7 +35,7 @@ def count_actions(snapshot: SourceSnapshot) -> pl.DataFrame:
         JOIN activities a ON a.client_id = l.client_id AND a.lead_id = l.id
         WHERE l.deleted_at IS NOT NULL GROUP BY 1, 2, 3"""
     schema = {"client_id": _TEXT, "action": _TEXT, "channel": _TEXT, "rows": _COUNT}
-    parts = [snapshot._reader.query(sql, schema) for sql in (whole, gone)]
+    parts = [snapshot.query(sql, schema) for sql in (whole, gone)]
     return pl.concat(parts).group_by("client_id", "action", "channel").agg(pl.col("rows").sum())
 
 
@@ -46,7 +46,7 @@ def count_changes(snapshot: SourceSnapshot, since: Watermark) -> pl.DataFrame:
     """
     schema = {"client_id": _TEXT, "rows": _COUNT}
     parts = [
-        snapshot._reader.query(
+        snapshot.query(
             f"SELECT client_id, count(*) AS rows FROM {table}"
             f" WHERE change_id >= {since.position} GROUP BY client_id",
             schema,

@@ -298,6 +298,7 @@ def test_a_tampering_is_found_and_the_printed_command_mends_it(
         assert left <= {"patterns_are_of_these_rows"}
 
 
+@pytest.mark.slow
 def test_what_learning_mends_is_mended_by_one_command(home, verify, mend):
     for tamper, _, command in TAMPERINGS:
         if "learn" in command:
@@ -343,6 +344,7 @@ def test_rows_of_unknown_clients_and_unknown_partitions_are_told(home, verify, m
     assert document["differences"] == []
 
 
+@pytest.mark.slow
 def test_learning_as_of_an_earlier_moment_is_not_taken_for_a_changed_document(home, verify):
     moment = (datetime.now(UTC) - timedelta(days=14)).isoformat()
     assert run(["learn", "--client", ONE, "--as-of", moment]) == 0
