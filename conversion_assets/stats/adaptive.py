@@ -21,7 +21,6 @@ from scipy import special
 from conversion_assets.stats.multiplicity import has_freedom, match_shifted_binomial
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 # No side is left with less of the error than this share. With nothing at all the lower end of
 # every exception would be the expected lift itself; with 0.5 % it is at most 3.3 standard errors
@@ -32,7 +31,7 @@ _SHARES = special.expit(np.linspace(1.0, -1.0, 513) * special.logit(1.0 - LEAST_
 
 # Newton's steps end below this change of log odds, so that ends are right to 1e-4 of their size.
 _TOLERANCE = 1e-4
-# With the safeguard none of 400,000 random cells took more than 15 steps.
+# With the safeguard none of 400,000 random cells took more than 18 steps.
 _MOST_STEPS = 60
 _LONGEST_STEP = 40.0
 _ROUNDING = 1e-7
@@ -225,7 +224,7 @@ def _solve(ends: _Ends, error: float) -> Floats:
         step = np.clip(-excess / np.maximum(slope, 1e-12), -_LONGEST_STEP, _LONGEST_STEP)
         # Halve the bracket, once it has two ends, when Newton leaves it or does not settle.
         bound = np.isfinite(below) & np.isfinite(above)
-        strays = (at + step <= below) | (at + step >= above)
+        strays = (at + step < below) | (at + step > above)
         strays |= np.abs(step) > 0.5 * last[open_rows]
         half = np.where(bound, 0.5 * (np.where(bound, below, 0) + np.where(bound, above, 0)), at)
         following = np.where(bound & strays, half, at + step)
