@@ -192,7 +192,7 @@ def _compare(found, client, dimension, rows, column, won, *, least):
 @slow
 def test_an_experiment_through_files_database_and_dagster_is_what_the_notebook_says(tmp_path):
     config = ExperimentConfig(subjects=9000, base_rate=0.05)
-    document = randomised.learn_files(config, tmp_path)
+    (document,) = randomised.learn_files([config], tmp_path)
     experiment = generate_experiment(config)
     learned = learn_patterns(experiment.leads, experiment.activities, as_of=config.as_of)
     expected = learned["experiment"]["what"].templates.model_dump(mode="json")
