@@ -63,8 +63,8 @@ def is_blocked(instance, run):
 def test_steps_that_write_features_or_patterns_share_a_pool():
     graph = defs.resolve_asset_graph()
     for key in graph.get_all_asset_keys():
-        expected = {LEARNING_POOL} if "_" in key.to_user_string() else set()
-        assert graph.get(key).pools == expected, key
+        is_source = key.to_user_string() in {"clients", "leads", "activities"}
+        assert graph.get(key).pools == (set() if is_source else {LEARNING_POOL}), key
 
 
 def test_a_second_learning_run_waits_and_a_health_check_does_not(instance):
@@ -107,8 +107,11 @@ def test_both_forms_differ_in_what_they_must():
     assert embedded["concurrency"]["pools"] == deployed["concurrency"]["pools"]
 
 
-def test_every_asset_has_a_freshness_policy_that_a_missed_week_breaks():
+def test_every_weekly_asset_has_a_freshness_policy_that_a_missed_week_breaks():
     for spec in defs.resolve_all_asset_specs():
         policy = spec.freshness_policy
+        if spec.key.to_user_string() == "backfills":  # made by hand, when there is something to do
+            assert policy is None
+            continue
         assert 7 < policy.fail_window.to_timedelta().days <= 8, spec.key
         assert policy.warn_window.to_timedelta() < policy.fail_window.to_timedelta()
