@@ -123,7 +123,7 @@ class Story:
             (worker,) = self.deployment.find_workers()
             self.server.crash()
         wait_for("the run's process to give up", lambda: not self.is_at_work(worker))
-        time.sleep(3)  # all others meet the closed door as well
+        time.sleep(10)  # longer than the code server's watch over its processes asks again
         self.server.start_again()
         self.deployment.restart_ended()
         self.expect_success(since=since, before=before, runs=2)
@@ -203,9 +203,9 @@ class Story:
         return [run for run in runs if run["creationTime"] >= since.timestamp()]
 
     def pass_time(self) -> None:
-        """Sensors look once a minute; five times as fast leaves everybody time for their work."""
+        """Sensors look once a minute; ten times as fast leaves everybody time to work."""
         time.sleep(1)
-        self.clock.advance(5)
+        self.clock.advance(10)
 
     def count_versions(self) -> dict[tuple[str, str], int]:
         """Rows of history by client and pattern."""

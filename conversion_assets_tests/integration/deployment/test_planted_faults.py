@@ -141,7 +141,7 @@ def look_at_the_ui(deployment):
         claim = "patterns_have_not_expired"
         page.goto(f"{deployment.url}/assets/who_patterns?view=checks&checkDetail={claim}")
         expect(page.get_by_text("1 of 7 clients")).to_be_visible()
-        expect(page.get_by_text("expired 1.0 days ago")).to_be_visible()
+        expect(page.get_by_text("expired 1.2 days ago")).to_be_visible()
         expect(page.get_by_text(EXPIRED).first).to_be_visible()
         failing = FAILING_CHECKS["who_patterns"]
         expect(page.get_by_text("Failed", exact=True)).to_have_count(len(failing) + 1)
