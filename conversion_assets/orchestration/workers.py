@@ -1,8 +1,8 @@
 """Which process works on a run, so that a run whose process vanished is noticed.
 
 Dagster's code server watches the processes it starts, but its watch ends for good when the
-database is away at the moment it looks, and when it is killed itself. The run then counts as
-started for hours, and nothing else can start. Each run therefore carries the name of its process,
+database stays away for longer than it asks again (seconds), and when it is killed itself. The run
+then counts as started for hours, and whatever shares its pool waits. Each run therefore carries the name of its process,
 and a sensor, which works in the code server where the processes are, looks for them.
 """
 
