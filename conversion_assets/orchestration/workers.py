@@ -2,8 +2,9 @@
 
 Dagster's code server watches the processes it starts, but its watch ends for good when the
 database stays away for longer than it asks again (seconds), and when it is killed itself. The run
-then counts as started for hours, and whatever shares its pool waits. Each run therefore carries the name of its process,
-and a sensor, which works in the code server where the processes are, looks for them.
+then counts as started for hours, and whatever shares its pool waits. Each run therefore carries
+the name of its process, and a sensor, which works in the code server where the processes are,
+looks for them.
 """
 
 import os
