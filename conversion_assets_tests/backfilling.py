@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,21 +118,34 @@ def _counts(progress: Any) -> str:
 
 
 def run_child(
-    command: Sequence[str], environment: Mapping[str, str], *, kill_after: float | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    kill_after: float | None = None,
+    kill_when: Callable[[], bool] = lambda: False,
 ) -> tuple[int, float, float]:
     """Run a process, or kill it on the way; its status, seconds, and peak memory in MB."""
     started = time.monotonic()
+    peak = 0.0
     child = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
     while True:
-        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+        # Not what the kernel tells at the end: that counts the parent's memory at the fork too.
+        peak = max(peak, _peak_mb(child.pid))
+        pid, status = os.waitpid(child.pid, os.WNOHANG)
         seconds = time.monotonic() - started
         if pid:
             break
-        if kill_after is not None and seconds > kill_after:
+        if (kill_after is not None and seconds > kill_after) or kill_when():
             child.send_signal(signal.SIGKILL)
         time.sleep(0.02)
     child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, seconds, usage.ru_maxrss / 1024
+    return child.returncode, seconds, peak
+
+
+def _peak_mb(pid: int) -> float:
+    """Highest resident memory of a running process so far; 0 when it is gone."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def kill_at_random(
@@ -149,6 +163,17 @@ def kill_at_random(
         code, _, _ = run_child(command, environment, kill_after=moments.uniform(*lives))
         killed += code == -signal.SIGKILL
     return killed
+
+
+def is_past(engine: Engine, share: float) -> bool:
+    """Whether the content stage has done this share of its rows; above 1: learning has begun."""
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT progress FROM backfills")).scalar_one_or_none()
+    progress = json.loads(found) if isinstance(found, str) else found or {}
+    if share > 1:
+        return "detectors" in progress
+    content = progress.get("content", {"done": 0, "total": 1})
+    return bool(content["done"] > share * content["total"])
 
 
 def open_home(home: Path) -> tuple[Engine, FeatureStore]:

@@ -1,6 +1,8 @@
 """Backfills on both databases: what they write, what they leave, kills, rivals, other tenants."""
 
+import random
 import shutil
+import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +30,7 @@ from conversion_assets_tests.backfilling import (
     describe_result,
     generate_half_complete,
     import_agency,
-    kill_at_random,
+    is_past,
     run_child,
 )
 from conversion_assets_tests.homes import AS_OF
@@ -355,7 +357,6 @@ def test_killed_at_random_and_resumed_is_byte_identical(kind, sqlite_template, r
     """Five kills of 2,000 leads; `make backfill-proof` is the full size, through Dagster."""
     history = generate_half_complete(2000)
     found = {}
-    seconds = 0.0
     for name in ("undisturbed", "killed"):
         with fresh(kind, sqlite_template, request, tmp_path / f"{name}.db") as url:
             engine, store = create_database_engine(url), FeatureStore(tmp_path / name)
@@ -363,9 +364,12 @@ def test_killed_at_random_and_resumed_is_byte_identical(kind, sqlite_template, r
             module = "conversion_assets_tests.backfill_worker"
             command = [sys.executable, "-m", module, url, store.url, "500"]
             if name == "killed":
-                lives = (0.4 * seconds, 0.9 * seconds)
-                assert kill_at_random(command, {}, kills=5, lives=lives) >= 3
-            code, seconds, _ = run_child(command, {})
+                moments = random.Random(20260104)
+                shares = sorted(moments.uniform(0, 0.9) for _ in range(4))
+                for share in [*shares, 2]:
+                    code, _, _ = run_child(command, {}, kill_when=partial(is_past, engine, share))
+                    assert code == -signal.SIGKILL
+            code, _, _ = run_child(command, {})
             assert code == 0
             found[name] = describe_result(engine, store)
             engine.dispose()
