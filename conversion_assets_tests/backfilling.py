@@ -131,20 +131,22 @@ def run_child(
     while True:
         # Not what the kernel tells at the end: that counts the parent's memory at the fork too.
         peak = max(peak, _peak_mb(child.pid))
-        pid, status = os.waitpid(child.pid, os.WNOHANG)
+        code = child.poll()
         seconds = time.monotonic() - started
-        if pid:
-            break
+        if code is not None:
+            return code, seconds, peak
         if (kill_after is not None and seconds > kill_after) or kill_when():
             child.send_signal(signal.SIGKILL)
         time.sleep(0.02)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, seconds, peak
 
 
 def _peak_mb(pid: int) -> float:
     """Highest resident memory of a running process so far; 0 when it is gone."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+)", status)
     return int(found[1]) / 1024 if found else 0.0
 
 
