@@ -68,9 +68,9 @@ def compute_ratio_quantile(cumulants: tuple[Floats, Floats, Floats], probability
     return np.asarray(np.exp(mean + spread * (z + (z * z - 1.0) * skewness / 6.0)), np.float64)
 
 
-# Below this many conversions the logarithm of a rate is too skew for an expansion; above it the
-# expansion is within 0.01 of the integral.
-FEWEST_FOR_EXPANSION = 5.0
+# Below this many conversions, or this many that did not convert, the logarithm of a rate is too
+# skew for an expansion; above both the expansion is within 0.01 of the integral.
+FEWEST_FOR_EXPANSION = 8.0
 
 
 def compute_probability_greater(a: Floats, b: Floats, other_a: Floats, other_b: Floats) -> Floats:
@@ -84,7 +84,7 @@ def compute_probability_greater(a: Floats, b: Floats, other_a: Floats, other_b: 
         0.1667
     """
     found = compute_probability_above_one(compute_log_ratio_cumulants(a, b, other_a, other_b))
-    skew = np.minimum(a, other_a) < FEWEST_FOR_EXPANSION
+    skew = np.minimum(np.minimum(a, other_a), np.minimum(b, other_b)) < FEWEST_FOR_EXPANSION
     found[skew] = _integrate_greater(a[skew], b[skew], other_a[skew], other_b[skew])
     return found
 

@@ -60,11 +60,12 @@ def test_two_sided_p_is_close_to_that_of_the_exact_distribution(strata):
     lower = sum(exact[counts < k]) + exact[k] / 2
     (found,) = compute_two_sided_p(*_one(k, mean, variance, third))
     reference = min(1.0, 2 * min(upper, lower))
-    # The three moments leave an error of some percent of a middling p-value, and of a third or so
-    # of a small one; in a single small stratum more (docstring of the tails).
+    # Over 20,000 drawn margins the ratio was 0.75 to 1.06 above 0.01. Below that it has no bound in
+    # each single table; the quantiles that the tails promise there are in test_multiplicity.py.
     assert found == pytest.approx(reference, abs=0.06, rel=0.2)
-    if reference > 1e-4:
-        assert 0.4 < (found + 1e-9) / (reference + 1e-9) < 1.6
+    assert found < 1.1 * reference
+    if reference > 0.01:
+        assert found > 0.7 * reference
     if find_testable(*_one(mean, variance, third))[0]:
         imagined = math.ceil(3 * mean)
         # A cell that may be tested could have shown something, had it been three times the mean.
