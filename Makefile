@@ -7,7 +7,7 @@ UV := $(BIN)/uv --no-config
 INSTALL := UV_SYSTEM_CERTS=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet
 WORKERS ?= 2
 
-.PHONY: help install demo ui test check lint types bench recovery backfill-proof lock clean
+.PHONY: help install demo ui test soak check lint types bench recovery backfill-proof lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -40,8 +40,11 @@ check: $(VENV)/dev.stamp ## format, lint, types, layering, fast tests
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" conversion_assets_tests/architecture conversion_assets_tests/unit
 
-test: $(VENV)/dev.stamp ## every test
-	$(BIN)/pytest -n $(WORKERS)
+test: $(VENV)/dev.stamp ## every test; of the soak tests a smaller size
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not soak"
+
+soak: $(VENV)/dev.stamp ## every process of a deployment killed in mid-run, one after the other
+	$(BIN)/pytest -m soak
 
 bench: $(VENV)/dev.stamp ## what is measured, against what
 	$(BIN)/python -m benchmarks

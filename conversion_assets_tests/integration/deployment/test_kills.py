@@ -1,6 +1,7 @@
 """Processes killed in mid-run, and brought back: the work goes on, nothing is stored or told twice.
 
-One deployment on a PostgreSQL of its own goes through all of it, one after the other.
+One deployment on a PostgreSQL of its own goes through all of it, one after the other: `make soak`.
+Every run of the tests kills the worker.
 """
 
 import time
@@ -60,6 +61,14 @@ def deployment(server, slack, tmp_path):
             yield deployment
 
 
+def test_a_killed_worker_is_replaced(deployment, server, slack):
+    story = Story(deployment, server, slack)
+    story.kill_the_worker()
+    assert slack.messages == []
+    story.engine.dispose()
+
+
+@pytest.mark.soak
 def test_whatever_is_killed_the_work_goes_on(deployment, server, slack):
     story = Story(deployment, server, slack)
     story.kill_the_worker()
