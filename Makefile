@@ -43,7 +43,7 @@ check: $(VENV)/dev.stamp ## format, lint, types, layering, fast tests
 test: $(VENV)/dev.stamp ## every test; of the soak tests a smaller size
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not soak"
 
-soak: $(VENV)/dev.stamp ## every process of a deployment killed in mid-run, one after the other
+soak: $(VENV)/dev.stamp ## a deployment on PostgreSQL over two days, and with each of its processes killed
 	$(BIN)/pytest -m soak
 
 bench: $(VENV)/dev.stamp ## what is measured, against what

@@ -45,7 +45,7 @@ def slack():
         yield receiver
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 def urls(request):
     """Addresses of the system of record and of Dagster's tables; None where embedded."""
     if request.param == "sqlite":
