@@ -57,7 +57,8 @@ backfill-proof: $(VENV)/dev.stamp ## two million activities backfilled, killed t
 
 lock: $(BIN)/uv ## pin requirements/*.in again
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/runtime.in -o requirements/runtime.txt
-	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/dev.in -c requirements/runtime.txt -o requirements/dev.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/cluster.in -c requirements/runtime.txt -o requirements/cluster.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/dev.in -c requirements/runtime.txt -c requirements/cluster.txt -o requirements/dev.txt
 
 clean: ## remove the environment, caches and the embedded home
 	rm -rf $(VENV) .conversion build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

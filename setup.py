@@ -25,6 +25,7 @@ setup(
     install_requires=[r for r in requirements("runtime") if not r.startswith(POSTGRES)],
     extras_require={
         "postgres": [r for r in requirements("runtime") if r.startswith(POSTGRES)],
+        "cluster": requirements("cluster"),
         "dev": requirements("dev"),
     },
     entry_points={"console_scripts": ["conversion-assets = conversion_assets.cli:main"]},
