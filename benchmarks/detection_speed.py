@@ -1,7 +1,7 @@
 """Detection from the columnar store beside everybody else who counts the same store.
 
 Each contender runs in a process of its own, in turns, and times itself after its imports; memory is
-the peak of the whole process. Compare the ratios to the floor of the same run: a busy machine slows
+the peak of that process and its children. Compare the ratios to the floor of the same run: a busy machine slows
 all of them.
 
 Run: python -m benchmarks.detection_speed [--clients 50] [--leads 1000] [--rounds 3]
@@ -9,10 +9,7 @@ Run: python -m benchmarks.detection_speed [--clients 50] [--leads 1000] [--round
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from benchmarks.processes import run_measured
 
 AS_OF = datetime(2026, 1, 4, tzinfo=UTC)
 # As many different clients are generated; a larger fleet holds copies of them under other names.
@@ -97,10 +96,7 @@ def _measure(contender: str, store: Path) -> dict[str, Any]:
         from conversion_assets import learning  # noqa: F401, PLC0415 - imports are not timed
     started = time.perf_counter()
     count(store)
-    return {
-        "seconds": time.perf_counter() - started,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    return {"seconds": time.perf_counter() - started}
 
 
 def run(
@@ -116,9 +112,7 @@ def run(
         clients, touches, and for each contender the median of its seconds, of its ratio to the
         floor of the same round, and of its peak memory in MB.
     """
-    environment = dict(os.environ)
-    if threads:
-        environment["POLARS_MAX_THREADS"] = str(threads)
+    environment = {"POLARS_MAX_THREADS": str(threads)} if threads else {}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         touches = make_store(store, clients, leads)
@@ -127,10 +121,8 @@ def run(
             for name in contenders:
                 command = [sys.executable, "-m", "benchmarks.detection_speed", "--contender", name,
                            "--store", str(store)]  # fmt: skip
-                done = subprocess.run(
-                    command, env=environment, check=True, capture_output=True, text=True
-                )
-                rows[name].append(json.loads(done.stdout))
+                done = run_measured(command, environment)
+                rows[name].append(json.loads(done.output) | {"peak_mb": done.peak_mb})
     floors = [row["seconds"] for row in rows["floor"]]
     return {
         "clients": clients,
