@@ -1,8 +1,8 @@
 """Detection from the columnar store beside everybody else who counts the same store.
 
 Each contender runs in a process of its own, in turns, and times itself after its imports; memory is
-the peak of that process and its children. Compare the ratios to the floor of the same run: a busy machine slows
-all of them.
+the peak of that process and its children. Compare the ratios to the floor of the same run: a busy
+machine slows all of them.
 
 Run: python -m benchmarks.detection_speed [--clients 50] [--leads 1000] [--rounds 3]
 """
@@ -85,7 +85,7 @@ def _learn(store: Path) -> int:
     return len(found.documents)
 
 
-def _measure(contender: str, store: Path) -> dict[str, Any]:
+def measure(contender: str, store: Path) -> dict[str, Any]:
     """Run one contender here and now."""
     from benchmarks.contenders import floor, frames, sql  # noqa: PLC0415
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     options = parser.parse_args()
     if options.contender:
-        print(json.dumps(_measure(options.contender, options.store)))
+        print(json.dumps(measure(options.contender, options.store)))
     else:
         found = run(options.clients, options.leads, options.rounds, threads=options.threads)
         print(json.dumps(found, indent=2))
