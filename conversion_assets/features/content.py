@@ -7,7 +7,9 @@ of a multi-pattern automaton for each category.
 
 import json
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from conversion_assets.domain.content import (
@@ -23,6 +25,13 @@ MAXIMUM_TEXT_CHARS = 20_000
 """Characters of a subject or body that are searched; 3,000 words are past any outreach message."""
 CHUNK_ROWS = 50_000
 """Rows decoded and matched at once: about 50 MB of text, so memory does not grow with the input."""
+_ROW_END = 0xFF
+"""Parts plain texts in one buffer: no byte of ASCII has this value."""
+_ROW_END_BYTE = bytes([_ROW_END])
+_SPACES = b"\t\n\v\f\r "
+"""White space of ASCII, as ``\\s`` of a regular expression has it."""
+_WORD_ROWS = 8_000
+"""Plain texts in one buffer: about 2 MB, so that each pass finds it in the processor's cache."""
 _BISECT_ROWS = 64
 """Below this many rows a chunk that does not decode is decoded row by row."""
 
@@ -87,14 +96,68 @@ def _split_words(composed: pl.Expr) -> pl.Expr:
 
 
 def _composed(texts: pl.Series) -> pl.Series:
-    """Bounded texts in the composed Unicode form; ASCII, which is so already, is left alone."""
-    bounded = texts.str.head(MAXIMUM_TEXT_CHARS)
-    other = (bounded.str.len_bytes() != bounded.str.len_chars()).fill_null(False).arg_true()
-    if other.is_empty():
-        return bounded
-    place = pl.Series(range(len(bounded)), dtype=pl.UInt32)
-    place = place.scatter(other, pl.Series(range(len(other)), dtype=pl.UInt32) + len(bounded))
-    return pl.concat([bounded, bounded.gather(other).str.normalize("NFKC")]).gather(place)
+    """Bounded texts in the composed Unicode form."""
+    return texts.str.head(MAXIMUM_TEXT_CHARS).str.normalize("NFKC")
+
+
+class _Words(NamedTuple):
+    """Normalised words of texts, and how many words of the text as it is."""
+
+    words: pl.Series
+    count: pl.Series
+
+
+def _read_words(texts: pl.Series) -> _Words:
+    """Normalised words and number of words of each text, null where there is none.
+
+    Plain ASCII of a usual length, nearly all of what is sent, goes through a table of bytes: an
+    eighth of the time that the regular expressions take, which read everything else.
+    """
+    size = texts.str.len_bytes()
+    usual = (size == texts.str.len_chars()) & (size <= MAXIMUM_TEXT_CHARS)
+    is_plain = usual.fill_null(False).to_numpy()
+    at_plain, at_other = np.flatnonzero(is_plain), np.flatnonzero(~is_plain)
+    plain, other = texts.gather(at_plain), texts.gather(at_other)
+    parts = [_read_plain_words(part) for part in plain.to_frame().iter_slices(_WORD_ROWS)]
+    parts.append(
+        _Words(
+            pl.select(_split_words(pl.lit(_composed(other)))).to_series(),
+            other.str.count_matches(r"\S+"),
+        )
+    )
+    places = np.empty(len(texts), dtype=np.int64)
+    places[at_plain] = np.arange(len(at_plain))
+    places[at_other] = np.arange(len(at_plain), len(texts))
+    return _Words(*(pl.concat(columns).gather(places) for columns in zip(*parts, strict=True)))
+
+
+def _lower_table() -> bytes:
+    """Each byte of ASCII to its lower case, and whatever is no letter, digit or "?" to a space."""
+    kept = {byte: chr(byte).lower() for byte in range(128) if chr(byte).isalnum()}
+    kept |= {ord("?"): "?", _ROW_END: chr(_ROW_END)}
+    return "".join(kept.get(byte, " ") for byte in range(256)).encode("latin-1")
+
+
+_LOWER = _lower_table()
+_IS_SPACE = bytes(byte in (*_SPACES, _ROW_END) for byte in range(256))
+
+
+def _read_plain_words(texts: pl.DataFrame) -> _Words:
+    """Words of the texts of one column, plain ASCII, none of them null."""
+    end = chr(_ROW_END)
+    given = end.join(["", *texts.to_series().to_list(), ""]).encode("latin-1")
+    is_space = np.frombuffer(given.translate(_IS_SPACE), dtype=bool)
+    begins = np.zeros(len(given), dtype=bool)
+    np.greater(is_space[:-1], is_space[1:], out=begins[1:])
+    ends = np.flatnonzero(np.frombuffer(given, dtype=np.uint8) == _ROW_END)
+    counts = np.add.reduceat(begins, ends[:-1], dtype=np.uint32)
+    spaced = given.replace(b"?", b" ? ").replace(_ROW_END_BYTE, b" " + _ROW_END_BYTE + b" ")
+    buffer = np.frombuffer(spaced.translate(_LOWER), dtype=np.uint8)
+    is_blank = buffer == ord(" ")
+    is_kept = np.ones(len(buffer), dtype=bool)
+    np.logical_not(is_blank[1:] & is_blank[:-1], out=is_kept[1:])
+    words = buffer[is_kept].tobytes().decode("latin-1").split(end)[1:-1]
+    return _Words(pl.Series(words, dtype=pl.String), pl.Series(counts, dtype=pl.UInt32))
 
 
 def compute_personal_values(leads: pl.DataFrame, vocabulary: ContentVocabulary) -> pl.DataFrame:
@@ -289,53 +352,76 @@ def _once_per_text(texts: pl.Series, compute: Callable[[pl.Series], pl.DataFrame
     return texts.to_frame().join(known, on=name, how="left", maintain_order="left").drop(name)
 
 
-def _contains_any(words: str, keywords: tuple[str, ...]) -> pl.Expr:
-    patterns = [normalized_words(keyword) for keyword in keywords]
-    if not patterns:
-        return pl.lit(False)
-    return pl.col(words).str.contains_any(patterns).fill_null(False)
-
-
-def _category_matches(words: str, prefix: str, vocabulary: ContentVocabulary) -> list[pl.Expr]:
+def _categories(vocabulary: ContentVocabulary) -> dict[str, list[str]]:
+    """Normalised keywords of each column that tells whether one of them is in a text."""
     categories = {
         **{f"pain__{name}": keys for name, keys in vocabulary.pain_points.items()},
         **{f"angle__{name}": keys for name, keys in vocabulary.angles.items()},
         "personal__recent_news": vocabulary.recent_news,
         "personal__mutual_connection": vocabulary.mutual_connection,
     }
-    return [_contains_any(words, keys).alias(prefix + name) for name, keys in categories.items()]
+    return {name: [normalized_words(key) for key in keys] for name, keys in categories.items()}
+
+
+def _match_categories(words: pl.Series, prefix: str, vocabulary: ContentVocabulary) -> pl.DataFrame:
+    """Whether each text has a keyword of each category: one pass for all of them.
+
+    The automaton lists all keywords of a text. Few different lists come up, so categories are
+    looked for in those; a keyword is in the list exactly when it is in the text.
+    """
+    categories = _categories(vocabulary)
+    phrases = sorted({phrase for listed in categories.values() for phrase in listed})
+    if not phrases:
+        none = pl.repeat(False, len(words), dtype=pl.Boolean, eager=True)
+        return pl.DataFrame({prefix + name: none for name in categories})
+    # No keyword has a line's end in it, so none is found across two of them.
+    found = words.str.extract_many(phrases, overlapping=True).list.join("\n").alias("found")
+    distinct = found.unique()
+    flags = distinct.to_frame().with_columns(
+        pl.col("found").str.contains_any(listed).fill_null(False).alias(prefix + name)
+        if listed
+        else pl.lit(False).alias(prefix + name)
+        for name, listed in categories.items()
+    )
+    return (
+        found.to_frame()
+        .join(flags, on="found", how="left", maintain_order="left", nulls_equal=True)
+        .drop("found")
+    )
 
 
 def _match_subjects(subjects: pl.Series, vocabulary: ContentVocabulary) -> pl.DataFrame:
-    patterns = [
-        pl.col("subject").str.contains(f"(?i){pattern}").alias(f"in_subject_{name}")
-        for name, pattern in vocabulary.subject_patterns.items()
-    ]
-
     def compute(texts: pl.Series) -> pl.DataFrame:
-        frame = texts.str.head(MAXIMUM_TEXT_CHARS).to_frame("subject")
-        frame = frame.with_columns(
-            _split_words(pl.lit(_composed(texts))).alias("subject_words"),
-            pl.col("subject").str.count_matches(r"\S+").alias("subject_count"),
-            *patterns,
+        bounded = texts.str.head(MAXIMUM_TEXT_CHARS).alias("subject")
+        read = _read_words(bounded)
+        patterns = bounded.to_frame().select(
+            pl.col("subject").str.contains(f"(?i){pattern}").alias(f"in_subject_{name}")
+            for name, pattern in vocabulary.subject_patterns.items()
         )
-        return frame.with_columns(_category_matches("subject_words", "subject_", vocabulary)).drop(
-            "subject"
+        return pl.concat(
+            [
+                pl.DataFrame({"subject_words": read.words, "subject_count": read.count}),
+                patterns,
+                _match_categories(read.words, "subject_", vocabulary),
+            ],
+            how="horizontal",
         )
 
     return _once_per_text(subjects, compute)
 
 
 def _match_bodies(bodies: pl.Series, vocabulary: ContentVocabulary) -> pl.DataFrame:
-    matches = [_first_cta(vocabulary), *_category_matches("body_words", "body_", vocabulary)]
-
     def compute(texts: pl.Series) -> pl.DataFrame:
-        frame = texts.to_frame("body").with_columns(
-            _split_words(pl.lit(_composed(texts))).alias("body_words"),
-            pl.col("body").str.count_matches(r"\S+").alias("body_count"),
-            pl.col("body").str.len_chars().alias("body_chars"),
+        read = _read_words(texts)
+        frame = pl.DataFrame(
+            {
+                "body_words": read.words,
+                "body_count": read.count,
+                "body_chars": texts.str.len_chars(),
+            }
         )
-        return frame.with_columns(matches).drop("body")
+        matches = _match_categories(read.words, "body_", vocabulary)
+        return pl.concat([frame.with_columns(_first_cta(vocabulary)), matches], how="horizontal")
 
     return _once_per_text(bodies, compute)
 
