@@ -6,24 +6,21 @@ Pure: feature frames, the moment `as_of` and the thresholds in; documents and ou
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
 
+import numpy as np
 import polars as pl
 
 from conversion_assets.detectors import how, what, when, who
-from conversion_assets.detectors.cells import MOST_VALUES, count_dimension
-from conversion_assets.detectors.dimensions import list_dimensions
+from conversion_assets.detectors.cells import MOST_VALUES
 from conversion_assets.detectors.documents import (
     EstimateTable,
     Header,
     build_headers,
-    compute_confidence,
 )
 from conversion_assets.detectors.ledger import CELL, assess_cells, borrow_from_pool
-from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.facts import Borrowing
@@ -36,8 +33,6 @@ from conversion_assets.domain.patterns import (
     WhoPattern,
 )
 from conversion_assets.domain.terms import (
-    SCORE_COMPONENTS,
-    NoteKind,
     OutcomeKind,
     PatternType,
     Verdict,
@@ -47,27 +42,20 @@ from conversion_assets.evaluation.forward import (
     build_record,
     list_forward_claims,
 )
-from conversion_assets.evaluation.score_weights import evaluate_score_weights
 from conversion_assets.features import FEATURE_VERSION
+from conversion_assets.survey import (
+    Survey,
+    describe_error,
+    isolate_failures,
+    restrict,
+    survey_clients,
+)
 
 DETECTION_VERSION = "3"
 """Moves when the same feature rows would give another document."""
 
 CODE_VERSION = f"{SCHEMA_VERSION}/{DETECTION_VERSION}/{FEATURE_VERSION}"
 """What a stored pattern was computed by: document shapes, detection, features."""
-
-Result = TypeVar("Result")
-
-PROBES = 16
-"""Clients tried one by one before halving starts. If all of them fail alike, the fault is not in
-one client's data: a fault of one in ten clients looks like that with a chance of 1e-16."""
-
-# Content, time and channels can only be judged where a touch stands before the conversion.
-TOUCH_TYPES = {
-    PatternType.WHAT: (pl.col("has_content"), "with content"),
-    PatternType.WHEN: (pl.col("local_hour").is_not_null(), "with a local time"),
-    PatternType.HOW: (pl.lit(True), ""),
-}
 
 
 @dataclass(frozen=True)
@@ -94,23 +82,6 @@ class Detection:
     def failures(self) -> list[Outcome]:
         """Outcomes of clients and types that failed."""
         return [o for o in self.outcomes if o.outcome == OutcomeKind.FAILED]
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Rows and cells of a group of clients; `client` in both is the index into its ids."""
-
-    population: Population
-    cells: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What a group of clients came to."""
-
-    documents: dict[tuple[str, PatternType], AnyPattern]
-    outcomes: list[Outcome]
-    claims: pl.DataFrame
 
 
 def detect_patterns(
@@ -152,174 +123,146 @@ def detect_patterns(
     settled = config or LearningConfig()
     chosen = set(clients["client_id"].to_list() if client_ids is None else client_ids)
     members = set(clients.filter(pl.col("pool_opt_in").fill_null(False))["client_id"].to_list())
-
-    def count(group: Sequence[str]) -> _Counted:
-        return _count(leads, touches, group, as_of, settled)
-
-    counted, errors = isolate_failures(count, sorted(chosen | members))
-    shared, borrowing = _share_pool(counted, members, settled)
-    record = build_record(
-        pl.DataFrame(schema=FORECASTS) if forecasts is None else forecasts, as_of, settled
+    surveys, errors = survey_clients(
+        leads, touches, sorted(chosen | members), as_of=as_of, config=settled
     )
-    documents: dict[tuple[str, PatternType], AnyPattern] = {}
-    outcomes: list[Outcome] = []
-    claims = [pl.DataFrame(schema=CLAIMS)]
-    for part in shared:
-
-        def judge(group: Sequence[str], part: _Counted = part) -> _Judged:
-            return _judge(_restrict(part, group), settled, earlier or {}, record)
-
-        wanted = [c for c in part.population.client_ids if c in chosen]
-        judged, broken = isolate_failures(judge, wanted)
-        errors |= broken
-        for one in judged:
-            documents |= one.documents
-            outcomes += one.outcomes
-            claims.append(one.claims)
-    outcomes += [
-        _fail(client, kind, error)
-        for client, error in errors.items()
-        if client in chosen
-        for kind in PatternType
-    ]
+    parts = list(
+        conclude(
+            surveys,
+            errors,
+            members=members,
+            client_ids=chosen,
+            as_of=as_of,
+            config=settled,
+            earlier=earlier,
+            forecasts=forecasts,
+        )
+    )
     order = {kind: place for place, kind in enumerate(PatternType)}
     return Detection(
-        documents=documents,
-        outcomes=sorted(outcomes, key=lambda o: (o.client_id, order[o.pattern_type])),
+        documents={key: document for part in parts for key, document in part.documents.items()},
+        outcomes=sorted(
+            (one for part in parts for one in part.outcomes),
+            key=lambda o: (o.client_id, order[o.pattern_type]),
+        ),
         seconds={"detection_s": time.perf_counter() - started},
-        claims=pl.concat(claims),
-        borrowing={client: told for client, told in borrowing.items() if client in chosen},
-        lenders=sorted(members & {c for part in counted for c in part.population.client_ids}),
+        claims=pl.concat(part.claims for part in parts),
+        borrowing={client: told for part in parts for client, told in part.borrowing.items()},
+        lenders=parts[0].lenders,
     )
 
 
-def isolate_failures(
-    work: Callable[[Sequence[str]], Result], clients: Sequence[str]
-) -> tuple[list[Result], dict[str, Exception]]:
-    """Do the work for all clients at once; where it fails, halve until the culprits stand alone.
+def conclude(
+    surveys: Sequence[Survey],
+    errors: Mapping[str, str],
+    *,
+    members: Collection[str],
+    client_ids: Collection[str],
+    as_of: datetime,
+    config: LearningConfig,
+    earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]] | None = None,
+    forecasts: pl.DataFrame | None = None,
+) -> Iterator[Detection]:
+    """From surveys to documents: the second half of detection, a survey at a time.
 
-    An error that clients from all over the list meet alike is everybody's: halving would find
-    nobody who is spared, in twice as many attempts as there are clients.
+    How the clients are spread over surveys changes nothing in their documents.
 
-    Returns:
-        Results of the groups that succeeded, and the error of each client that did not.
+    Args:
+        surveys: Of the chosen clients and of the members of the pool, each client in one.
+        errors: Why a client could not be surveyed.
+        members: Clients that opted in to the pool.
+        client_ids: Clients to learn.
+        as_of: The moment of the surveys.
+        config: Thresholds of the surveys.
+        earlier: See `detect_patterns`.
+        forecasts: See `detect_patterns`.
+
+    Yields:
+        What the chosen clients of each survey came to, then of those that could not be surveyed.
     """
-    if not clients:
-        return [], {}
-    done, error = _attempt(work, clients)
-    if error is None:
-        return done, {}
-    if len(clients) > PROBES and _is_everybodys(work, clients, error):
-        return [], dict.fromkeys(clients, error)
-    return _halve(work, clients, error)
-
-
-def _attempt(
-    work: Callable[[Sequence[str]], Result], clients: Sequence[str]
-) -> tuple[list[Result], Exception | None]:
-    try:
-        return [work(clients)], None
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a client's data break is that client's
-        return [], error
-
-
-def _is_everybodys(
-    work: Callable[[Sequence[str]], Result], clients: Sequence[str], error: Exception
-) -> bool:
-    """Whether clients spread over the list all fail with this error when they stand alone."""
-    places = [number * len(clients) // PROBES for number in range(PROBES)]
-    return all(
-        alone is not None and (type(alone), str(alone)) == (type(error), str(error))
-        for alone in (_attempt(work, [clients[place]])[1] for place in places)
+    borrowed = _share_pool(surveys, members, config)
+    record = build_record(
+        pl.DataFrame(schema=FORECASTS) if forecasts is None else forecasts, as_of, config
     )
+    lenders = sorted({c for survey in surveys for c in survey.client_ids} & set(members))
+    chosen = set(client_ids)
+    for survey, prior in zip(surveys, borrowed, strict=True):
+        whole = replace(survey, cells=survey.cells.with_columns(prior.get_columns()))
+        told = _describe_borrowing(whole)
+
+        def judge(group: Sequence[str], whole: Survey = whole) -> Detection:
+            return _judge(restrict(whole, group), as_of, config, earlier or {}, record)
+
+        wanted = [client for client in survey.client_ids if client in chosen]
+        judged, broken = isolate_failures(judge, wanted)
+        failed = {client: describe_error(error) for client, error in broken.items()}
+        yield Detection(
+            documents={key: one for part in judged for key, one in part.documents.items()},
+            outcomes=[one for part in judged for one in part.outcomes] + _fail_all(failed),
+            seconds={},
+            claims=pl.concat([pl.DataFrame(schema=CLAIMS), *(part.claims for part in judged)]),
+            borrowing={client: told[client] for client in wanted if client in told},
+            lenders=lenders,
+        )
+    unsurveyed = {client: error for client, error in errors.items() if client in chosen}
+    yield Detection({}, _fail_all(unsurveyed), seconds={}, lenders=lenders)
 
 
-def _halve(
-    work: Callable[[Sequence[str]], Result], clients: Sequence[str], error: Exception
-) -> tuple[list[Result], dict[str, Exception]]:
-    if len(clients) == 1:
-        return [], {clients[0]: error}
-    middle = len(clients) // 2
-    results: list[Result] = []
-    errors: dict[str, Exception] = {}
-    for half in (clients[:middle], clients[middle:]):
-        done, broken = _attempt(work, half)
-        if broken is not None:
-            done, failed = _halve(work, half, broken)
-            errors |= failed
-        results += done
-    return results, errors
+def _fail_all(errors: Mapping[str, str]) -> list[Outcome]:
+    return [_fail(client, kind, error) for client, error in errors.items() for kind in PatternType]
 
 
-def _fail(client_id: str, kind: PatternType, error: Exception) -> Outcome:
-    line = " ".join(str(error).split()) or type(error).__name__
+def _fail(client_id: str, kind: PatternType, error: str) -> Outcome:
     return Outcome(
         client_id=client_id,
         pattern_type=kind,
         outcome=OutcomeKind.FAILED,
         reason="detection failed",
-        error=f"{type(error).__name__}: {line}"[:500],
+        error=error,
     )
 
 
-def _count(
-    leads: pl.DataFrame,
-    touches: pl.DataFrame,
-    group: Sequence[str],
-    as_of: datetime,
-    config: LearningConfig,
-) -> _Counted:
-    """Count all cells of all four detectors for a group of clients."""
-    population = how.discover_sequences(select_population(leads, touches, group, as_of, config))
-    parts = []
-    for dimension in list_dimensions(population.touches.columns):
-        cells = count_dimension(population, dimension)
-        near = (
-            when.compute_neighbour_lift(cells, dimension)
-            if dimension.neighbours
-            else pl.Series("prior_lift", [None] * cells.height, dtype=pl.Float64)
-        )
-        parts.append(cells.with_columns(near))
-    return _Counted(population, pl.concat(parts))
-
-
 def _share_pool(
-    counted: Sequence[_Counted], members: set[str], config: LearningConfig
-) -> tuple[list[_Counted], dict[str, Borrowing]]:
-    """Give each cell the lift that the pool expects of it, over all groups."""
-    tagged = [
-        part.cells.with_columns(
-            part=pl.lit(number, pl.Int32),
-            is_member=pl.col("client").replace_strict(
-                range(len(part.population.client_ids)),
-                [c in members for c in part.population.client_ids],
-                return_dtype=pl.Boolean,
+    surveys: Sequence[Survey], members: Collection[str], config: LearningConfig
+) -> list[pl.DataFrame]:
+    """What the prior of each cell expects, over all surveys: `borrow_from_pool` for each."""
+    if not surveys:
+        return []
+    lending = set(members)
+    place = {c: n for n, c in enumerate(sorted(c for one in surveys for c in one.client_ids))}
+    together = pl.concat(
+        survey.cells.select(
+            "dimension",
+            "value",
+            "k",
+            "expected",
+            "prior_lift",
+            rank=pl.Series([place[c] for c in survey.client_ids], dtype=pl.Int64).gather(
+                survey.cells["client"]
+            ),
+            is_member=pl.Series([c in lending for c in survey.client_ids], dtype=pl.Boolean).gather(
+                survey.cells["client"]
             ),
         )
-        for number, part in enumerate(counted)
+        for survey in surveys
+    )
+    # Sums over the pool add up in the order of the clients, however these were spread.
+    order = together["rank"].arg_sort()
+    borrowed = borrow_from_pool(together[order], config)[order.arg_sort()]
+    ends = np.cumsum([survey.cells.height for survey in surveys])
+    return [
+        borrowed[int(end) - survey.cells.height : int(end)]
+        for survey, end in zip(surveys, ends, strict=True)
     ]
-    if not tagged:
-        return [], {}
-    together = borrow_from_pool(pl.concat(tagged), config)
-    helpers = ("part", "is_member", "pool_contributors", "pool_share", "pool_excess")
-    parts = [
-        replace(part, cells=together.filter(pl.col("part") == number).drop(helpers))
-        for number, part in enumerate(counted)
-    ]
-    return parts, _describe_borrowing(together, [part.population.client_ids for part in counted])
 
 
-def _describe_borrowing(
-    cells: pl.DataFrame, client_ids: Sequence[Sequence[str]]
-) -> dict[str, Borrowing]:
-    """What each client borrowed, by id; `client_ids` of each part."""
+def _describe_borrowing(survey: Survey) -> dict[str, Borrowing]:
+    """What each client borrowed, by id."""
     told = (
-        cells.filter(
+        survey.cells.filter(
             pl.col("pool_contributors").is_not_null(), pl.col("frequency_rank") <= MOST_VALUES
         )
-        .group_by("part", "client")
+        .group_by("client")
         .agg(
             cells=pl.len(),
             least_contributors=pl.col("pool_contributors").min().cast(pl.Int64),
@@ -327,72 +270,33 @@ def _describe_borrowing(
             excess=pl.col("pool_excess").max(),
         )
     )
-    return {
-        client_ids[row.pop("part")][row.pop("client")]: Borrowing(**row) for row in told.to_dicts()
-    }
-
-
-def _restrict(part: _Counted, group: Sequence[str]) -> _Counted:
-    """The same counts for some of the clients, numbered anew."""
-    population = part.population
-    if list(group) == population.client_ids:
-        return part
-    old = {client: place for place, client in enumerate(population.client_ids)}
-    number = pl.DataFrame(
-        {"client": [old[c] for c in group], "new": range(len(group))},
-        schema={"client": pl.Int32, "new": pl.Int32},
-    )
-
-    def cut(frame: pl.DataFrame) -> pl.DataFrame:
-        joined = frame.join(number, on="client", maintain_order="left")
-        return joined.with_columns(client="new").drop("new")
-
-    return _Counted(
-        replace(
-            population,
-            client_ids=list(group),
-            leads=cut(population.leads),
-            touches=cut(population.touches),
-            sequences=cut(population.sequences),
-            followed=cut(population.followed),
-            summary=cut(population.summary).sort("client"),
-            notes=cut(population.notes),
-        ),
-        cut(part.cells),
-    )
+    return {survey.client_ids[row.pop("client")]: Borrowing(**row) for row in told.to_dicts()}
 
 
 def _judge(
-    part: _Counted,
+    survey: Survey,
+    as_of: datetime,
     config: LearningConfig,
     earlier: Mapping[str, Sequence[tuple[PatternType, Claim]]],
     record: pl.DataFrame,
-) -> _Judged:
+) -> Detection:
     """Estimates, verdicts and documents of a group of clients."""
-    population = part.population
-    gates = [_find_gate(population, kind, config) for kind in PatternType]
-    open_clients = pl.Series([c for c in range(len(population.client_ids)) if gates[0][c] is None])
-    cells = part.cells.filter(
-        pl.col("client").is_in(open_clients.cast(pl.Int32).implode()),
-        pl.col("frequency_rank") <= MOST_VALUES,
-    )
     assessed = assess_cells(
-        cells,
-        population,
-        list_dimensions(population.touches.columns),
+        survey.cells.filter(pl.col("p_value").is_not_null()),
+        survey.strata,
         config,
-        _list_earlier(earlier, population.client_ids),
+        _list_earlier(earlier, survey.client_ids),
     )
-    estimates = apply_forward_record(assessed, record, population.client_ids)
+    estimates = apply_forward_record(assessed, record, survey.client_ids)
     headers = build_headers(
-        population.client_ids,
-        population.summary,
+        survey.client_ids,
+        survey.summary,
         estimates,
-        pl.concat([population.notes, _note_rare_values(part.cells)]),
-        window=(population.as_of - timedelta(days=config.window_days), population.as_of),
+        survey.notes,
+        window=(as_of - timedelta(days=config.window_days), as_of),
         config=config,
     )
-    builders = _prepare_builders(population, EstimateTable(estimates), config)
+    builders = _prepare_builders(survey, EstimateTable(estimates))
     claims: dict[tuple[int, str], list[dict[str, str]]] = defaultdict(list)
     for client, pattern, dimension, value in (
         estimates.filter(pl.col("verdict") == Verdict.ACT.value).select(CELL).iter_rows()
@@ -401,18 +305,19 @@ def _judge(
     documents: dict[tuple[str, PatternType], AnyPattern] = {}
     outcomes: list[Outcome] = []
     for header in headers:
-        for kind, gate in zip(PatternType, gates, strict=True):
+        for kind in PatternType:
             document, outcome = _build(
                 header,
                 kind,
-                gate[header.client],
+                survey.gates[header.client][kind],
                 builders[kind],
                 claims=claims[(header.client, kind.value)],
             )
             outcomes.append(outcome)
             if document is not None:
                 documents[(header.client_id, kind)] = document
-    return _Judged(documents, outcomes, list_forward_claims(estimates, population))
+    forward = list_forward_claims(estimates, survey.summary, survey.client_ids)
+    return Detection(documents, outcomes, seconds={}, claims=forward)
 
 
 def _list_earlier(
@@ -439,29 +344,15 @@ def list_claims(documents: Iterable[AnyPattern]) -> list[tuple[PatternType, Clai
 
 
 def _prepare_builders(
-    population: Population, table: EstimateTable, config: LearningConfig
+    survey: Survey, table: EstimateTable
 ) -> dict[PatternType, Callable[[Header], AnyPattern]]:
     """One function per type that assembles a client's document."""
-    names = pl.DataFrame(
-        {"client": range(len(population.client_ids)), "client_id": population.client_ids},
-        schema={"client": pl.Int32, "client_id": pl.String},
-    )
-    components = population.leads.select(
-        "client", "lead_id", "created_at", *SCORE_COMPONENTS, converted="is_converted"
-    ).join(names, on="client")
-    evaluations = {
-        row["client_id"]: row
-        for row in evaluate_score_weights(components.drop("client"), config).to_dicts()
-    }
-    durations = when.summarize_time_to_conversion(population)
-    transitions = how.describe_transitions(population)
-    bookings = how.describe_booking_channels(population)
     return {
-        PatternType.WHO: lambda h: who.build_document(h, table, evaluations.get(h.client_id)),
+        PatternType.WHO: lambda h: who.build_document(h, table, survey.evaluations[h.client]),
         PatternType.WHAT: lambda h: what.build_document(h, table),
-        PatternType.WHEN: lambda h: when.build_document(h, table, durations[h.client]),
+        PatternType.WHEN: lambda h: when.build_document(h, table, survey.durations[h.client]),
         PatternType.HOW: lambda h: how.build_document(
-            h, table, transitions[h.client], bookings.get(h.client)
+            h, table, survey.transitions[h.client], survey.bookings[h.client]
         ),
     }
 
@@ -485,7 +376,7 @@ def _build(
     try:
         document = build(replace(header, fields={**header.fields, "claims": claims}))
     except Exception as error:  # noqa: BLE001 - reported as the client's failure, never lost
-        return None, _fail(header.client_id, kind, error)
+        return None, _fail(header.client_id, kind, describe_error(error))
     learned = isinstance(document, WhoPattern) and document.score_evaluation.recommended
     if claims or learned:
         kind_of, reason = OutcomeKind.FOUND, f"{len(claims)} estimates to act on"
@@ -493,60 +384,6 @@ def _build(
         kind_of, reason = OutcomeKind.NONE_FOUND, "enough data, nothing stands out from chance"
     return document, Outcome(
         client_id=header.client_id, pattern_type=kind, outcome=kind_of, reason=reason
-    )
-
-
-def _find_gate(
-    population: Population, kind: PatternType, config: LearningConfig
-) -> list[str | None]:
-    """Why a client has too little data for a type, None where it has enough; by client index."""
-    gates = [_word_gate(n, k, config) for n, k in population.summary.select("n", "k").iter_rows()]
-    if kind not in TOUCH_TYPES:
-        return gates
-    counts_in, words = TOUCH_TYPES[kind]
-    counted = dict(
-        population.touches.filter(counts_in & pl.col("is_outcome"))
-        .group_by("client")
-        .len()
-        .iter_rows()
-    )
-    least = config.minimum_conversions
-    return [
-        gate
-        if gate is not None or counted.get(client, 0) >= least
-        else f"{counted.get(client, 0)} converting touches {words}".rstrip()
-        + f", {least} are needed"
-        for client, gate in enumerate(gates)
-    ]
-
-
-def _word_gate(n: int, k: int, config: LearningConfig) -> str | None:
-    if n < config.minimum_resolved:
-        return f"{n} resolved leads, {config.minimum_resolved} are needed"
-    if k < config.minimum_conversions:
-        return f"{k} conversions, {config.minimum_conversions} are needed"
-    confidence = compute_confidence(n, k)
-    if confidence < config.minimum_confidence:
-        return f"confidence {confidence:.2f} ({k} of {n}), {config.minimum_confidence} is needed"
-    return None
-
-
-def _note_rare_values(cells: pl.DataFrame) -> pl.DataFrame:
-    """How many rows stand in values beyond the most frequent ones of a dimension."""
-    is_rare = pl.col("frequency_rank") > MOST_VALUES
-    return (
-        cells.group_by("client", "dimension")
-        .agg(rows=pl.col("n").filter(is_rare).sum(), of=pl.col("n").sum())
-        .filter(pl.col("rows") > 0)
-        .select(
-            "client",
-            "rows",
-            "of",
-            kind=pl.lit(str(NoteKind.RARE_VALUE)),
-            reason=pl.format(
-                "value beyond the {} most frequent of {}", pl.lit(MOST_VALUES), "dimension"
-            ),
-        )
     )
 
 

@@ -18,7 +18,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from conversion_assets.detectors.codes import Ints, combine, count_codes, split
+from conversion_assets.detectors.codes import (
+    Codes,
+    Digit,
+    Ints,
+    combine,
+    count_codes,
+    find_distinct,
+    split,
+)
 from conversion_assets.detectors.population import Population, Rows
 from conversion_assets.domain.terms import PatternType, Unit
 
@@ -100,7 +108,6 @@ def count_cells(
     population: Population,
     dimension: Dimension,
     strata: Sequence[str],
-    clients: pl.Series | None = None,
 ) -> pl.DataFrame:
     """Sample and conversions of every cell in every stratum, beside the stratum's totals.
 
@@ -108,12 +115,11 @@ def count_cells(
         population: Rows at risk.
         dimension: What to count.
         strata: Columns that split the count; null is a stratum of its own.
-        clients: Client indices to count; all when not given.
 
     Returns:
         Columns client, value, *strata, n, k, base_n, base_k, sorted by client, value, strata.
     """
-    counts = _count(population, dimension, strata, clients)
+    counts = _count(population, dimension, strata)
     return pl.DataFrame(
         {
             "client": counts.client.astype(np.int32),
@@ -161,13 +167,8 @@ class _Cells(NamedTuple):
     k: Ints
 
 
-def _count(
-    population: Population,
-    dimension: Dimension,
-    strata: Sequence[str],
-    clients: pl.Series | None = None,
-) -> _Counts:
-    chosen = _select(population, dimension, strata, clients)
+def _count(population: Population, dimension: Dimension, strata: Sequence[str]) -> _Counts:
+    chosen = _select(population, dimension, strata)
     base_number, base_n, base_k = count_codes(chosen.number, chosen.size, chosen.converted)
     count = _count_flags if dimension.value is None else _count_values
     labels, cells = count(population, dimension, chosen)
@@ -187,61 +188,118 @@ def _count(
     )
 
 
-def _select(
-    population: Population,
-    dimension: Dimension,
-    strata: Sequence[str],
-    clients: pl.Series | None = None,
-) -> _Selection:
+def _select(population: Population, dimension: Dimension, strata: Sequence[str]) -> _Selection:
     rows = dimension.rows
-    places = _choose_rows(population, dimension, clients)
+    places = choose_rows(population, dimension)
     number, _ = population.combine(rows, strata)
     radices = [len(population.client_ids), *(population.encode(rows, s).radix for s in strata)]
     converted = np.flatnonzero(population.is_true(rows, dimension.outcome)[places])
     return _Selection(places, converted, number[places], radices)
 
 
-def _choose_rows(
-    population: Population, dimension: Dimension, clients: pl.Series | None = None
-) -> Ints | slice:
+def choose_rows(population: Population, dimension: Dimension) -> Ints | slice:
     """Places of the rows that count in a dimension; a slice where all do."""
-    wanted = None
-    roots = set(dimension.counts_in.meta.root_names())
-    if roots:
-        narrow = population.frame(dimension.rows).select(roots)
-        wanted = narrow.select(w=dimension.counts_in)["w"].fill_null(False).to_numpy()
-    if clients is not None:
-        is_chosen = np.zeros(len(population.client_ids), dtype=np.bool_)
-        is_chosen[clients.to_numpy()] = True
-        among = is_chosen[population.clients(dimension.rows)]
-        wanted = among if wanted is None else wanted & among
-    return slice(None) if wanted is None or wanted.all() else np.flatnonzero(wanted)
+    return population.choose(dimension.rows, dimension.counts_in)
 
 
 def _count_values(
     population: Population, dimension: Dimension, chosen: _Selection
 ) -> tuple[pl.Series, _Cells]:
     """Count by the columns that the label is made of, then label the few combinations."""
-    label_by = dimension.value if dimension.label is None else dimension.label
-    assert label_by is not None  # noqa: S101 - for the types
-    names = list(dict.fromkeys(label_by.meta.root_names()))
-    coded = [population.encode(dimension.rows, name, dimension.bins.get(name)) for name in names]
-    key, keys = combine([(one.codes[chosen.places], one.radix) for one in coded])
+    coded = _encode_parts(population, dimension)
+    key, keys = _combine_parts(coded, chosen.places)
     number, size = combine([(key, keys), (chosen.number, chosen.size)])
     occurring, n, k = count_codes(number, size, chosen.converted)
     key, place = split(occurring, [keys, chosen.size])
     distinct, key = np.unique(key, return_inverse=True)
-    columns = split(distinct, [one.radix for one in coded])
+    labels, label_of = _label(dimension, coded, distinct)
+    label = label_of[key]
+    is_labelled = label >= 0
+    cells = _Cells(label[is_labelled], place[is_labelled], n[is_labelled], k[is_labelled])
+    is_shared = len(labels) < np.count_nonzero(label_of >= 0)
+    return labels, _merge(cells, chosen.size) if is_shared else cells
+
+
+def _encode_parts(population: Population, dimension: Dimension) -> dict[str, Codes]:
+    """The columns that the label of a dimension is made of."""
+    label_by = dimension.value if dimension.label is None else dimension.label
+    assert label_by is not None  # noqa: S101 - for the types
+    return {
+        name: population.encode(dimension.rows, name, dimension.bins.get(name))
+        for name in dict.fromkeys(label_by.meta.root_names())
+    }
+
+
+def _combine_parts(coded: Mapping[str, Codes], places: Ints | slice) -> Digit:
+    return combine([(one.codes[places], one.radix) for one in coded.values()])
+
+
+def _label(
+    dimension: Dimension, coded: Mapping[str, Codes], distinct: Ints
+) -> tuple[pl.Series, Ints]:
+    """Labels of some combinations of codes.
+
+    Returns:
+        The labels that occur, ascending, and the place of each combination's label among them, -1
+        where it has none.
+    """
+    label_by = dimension.value if dimension.label is None else dimension.label
+    assert label_by is not None  # noqa: S101 - for the types
+    columns = split(distinct, [one.radix for one in coded.values()])
     label_of = pl.DataFrame(
-        {n: one.values.gather(code) for n, one, code in zip(names, coded, columns, strict=True)}
+        {
+            name: one.values.gather(code)
+            for (name, one), code in zip(coded.items(), columns, strict=True)
+        }
     ).select(label=label_by.cast(pl.String))["label"]
     labels = label_of.drop_nulls().unique().sort()
     rank = label_of.replace_strict(labels, range(len(labels)), default=-1, return_dtype=pl.Int64)
-    label = rank.to_numpy()[key]
-    is_labelled = label >= 0
-    cells = _Cells(label[is_labelled], place[is_labelled], n[is_labelled], k[is_labelled])
-    is_shared = len(labels) < len(label_of) - label_of.null_count()
-    return labels, _merge(cells, chosen.size) if is_shared else cells
+    return labels, rank.to_numpy()
+
+
+def find_members(
+    population: Population, dimension: Dimension, wanted: pl.DataFrame
+) -> tuple[Ints, Ints]:
+    """Rows of some cells of a dimension.
+
+    Args:
+        population: Rows at risk.
+        dimension: The dimension.
+        wanted: client and value of the cells.
+
+    Returns:
+        Place of the cell in `wanted` and of the row in its frame; a row of several flags is listed
+        with each of them.
+    """
+    places = choose_rows(population, dimension)
+    owner = population.clients(dimension.rows)
+    if dimension.value is None:
+        labels = pl.Series(sorted(dimension.flags), dtype=pl.String)
+        candidates: list[tuple[int | Ints, Ints]] = [
+            (code, _places_of(places, population.is_true(dimension.rows, dimension.flags[name])))
+            for code, name in enumerate(labels)
+            if name in set(wanted["value"])
+        ]
+    else:
+        coded = _encode_parts(population, dimension)
+        key, keys = _combine_parts(coded, places)
+        distinct, label = find_distinct(key, keys)
+        labels, label_of = _label(dimension, coded, distinct)
+        candidates = [(label_of[label], _places_of(places, np.ones(owner.size, np.bool_)))]
+    rank = wanted["value"].replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
+    cell_of = np.full((len(population.client_ids), len(labels) + 1), -1, dtype=np.int64)
+    cell_of[wanted["client"].to_numpy(), rank.to_numpy()] = np.arange(wanted.height)
+    found = [(cell_of[owner[row], label], row) for label, row in candidates]
+    return (
+        np.concatenate([cell[cell >= 0] for cell, _ in found]),
+        np.concatenate([row[cell >= 0] for cell, row in found]),
+    )
+
+
+def _places_of(places: Ints | slice, flag: NDArray[np.bool_]) -> Ints:
+    """Places of the rows that count and carry a flag."""
+    with_flag = np.flatnonzero(flag[places])
+    return with_flag if isinstance(places, slice) else places[with_flag]
 
 
 def _merge(cells: _Cells, size: int) -> _Cells:
@@ -395,7 +453,7 @@ def _count_base(population: Population, dimension: Dimension) -> tuple[Ints, Int
         # A lead stands in `sequences` once for every length, so the base is counted on the leads.
         owner, outcome = population.clients("leads"), population.is_true("leads", "is_converted")
     else:
-        chosen = _choose_rows(population, dimension)
+        chosen = choose_rows(population, dimension)
         owner = population.clients(dimension.rows)[chosen]
         outcome = population.is_true(dimension.rows, dimension.outcome)[chosen]
     return np.bincount(owner, minlength=clients), np.bincount(owner[outcome], minlength=clients)

@@ -126,6 +126,26 @@ def split(number: Ints, radices: Sequence[int]) -> list[Ints]:
     return parts[::-1]
 
 
+def find_distinct(number: Ints, size: int) -> tuple[Ints, Ints]:
+    """The numbers that occur, and each row's place among them.
+
+    Args:
+        number: One number per row, 0..size-1.
+        size: How many numbers there can be.
+
+    Example:
+        >>> occurring, place = find_distinct(np.array([7, 2, 7]), 9)
+        >>> occurring.tolist(), place.tolist()
+        ([2, 7], [1, 0, 1])
+    """
+    if size > max(DENSE_NUMBERS, DENSE_NUMBERS_PER_ROW * number.size):
+        return np.unique(number, return_inverse=True)
+    occurring = np.flatnonzero(np.bincount(number, minlength=size))
+    place = np.zeros(size, dtype=np.int64)
+    place[occurring] = np.arange(occurring.size)
+    return occurring, place[number]
+
+
 def count_codes(number: Ints, size: int, converted: Ints) -> tuple[Ints, Ints, Ints]:
     """Rows and conversions of each number that occurs.
 

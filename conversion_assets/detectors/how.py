@@ -135,8 +135,8 @@ def _describe_client(counts: Any, effects: Any, names: list[str]) -> dict[str, A
     }
 
 
-def describe_booking_channels(population: Population) -> dict[int, dict[str, Any]]:
-    """Share of converting touches by channel, by client index."""
+def describe_booking_channels(population: Population) -> list[dict[str, Any] | None]:
+    """Share of converting touches by channel, in client order; None without any."""
     counted = (
         population.touches.filter("is_outcome")
         .group_by("client", "channel")
@@ -148,7 +148,7 @@ def describe_booking_channels(population: Population) -> dict[int, dict[str, Any
     for client, channel, k, share in counted.select("client", "channel", "k", "share").iter_rows():
         rows = found.setdefault(client, {"rows": []})["rows"]
         rows.append({"value": channel, "k": k, "share": share})
-    return found
+    return [found.get(client) for client in range(len(population.client_ids))]
 
 
 def build_document(

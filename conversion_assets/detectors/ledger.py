@@ -1,14 +1,12 @@
 """From counts to estimates: shrinkage, lift, one ledger of tests per client, and verdicts."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import polars as pl
 import polars.selectors as cs
 from numpy.typing import NDArray
 
-from conversion_assets.detectors.cells import Dimension, count_cells, summarize_cells
-from conversion_assets.detectors.population import Population
+from conversion_assets.detectors.codes import combine, encode, find_distinct
+from conversion_assets.detectors.reversals import find_reversals
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import Verdict
 from conversion_assets.stats.adaptive import (
@@ -20,7 +18,6 @@ from conversion_assets.stats.intervals import (
     compute_beta_interval,
     compute_log_ratio_cumulants,
     compute_probability_above_one,
-    compute_probability_greater,
     compute_ratio_quantile,
     match_beta,
 )
@@ -39,6 +36,7 @@ from conversion_assets.stats.shrinkage import (
 
 Floats = NDArray[np.float64]
 CELL = ["client", "pattern", "dimension", "value"]
+BORROWED = ("prior_lift", "pool_contributors", "pool_share", "pool_excess")
 VERDICT_ORDER = [Verdict.ACT.value, Verdict.WATCH.value, Verdict.NO_EVIDENCE.value]
 
 
@@ -46,68 +44,101 @@ def borrow_from_pool(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFram
     """Fill in what each cell's prior expects: its neighbours' lift, the pool's, or none (1).
 
     Args:
-        cells: Results of `count_dimension`, one below the other, with prior_lift (null, or what
-            neighbouring cells say) and is_member (the client opted in to the pool).
+        cells: Counted cells of all clients in a fixed order: dimension, value, k, expected,
+            prior_lift (null, or what neighbouring cells say) and is_member (the client opted in to
+            the pool).
         config: Privacy limits of the pool.
 
     Returns:
-        The cells with prior_lift filled, in a fixed order; where it was borrowed, with
-        pool_contributors, pool_share (of the largest) and pool_excess (see `PooledLift`).
+        Columns of `BORROWED`, a row for each cell in the order given: prior_lift filled; where it
+        was borrowed, pool_contributors, pool_share (of the largest) and pool_excess (see
+        `PooledLift`).
     """
-    ordered = cells.sort("part", *CELL).with_row_index("row")
-    pooled = ordered.filter("is_member")
-    lift, contributors, share, excess = np.full((4, ordered.height), np.nan)
-    if pooled.height:
-        key = pooled.select(pl.struct("dimension", "value").rank("dense") - 1).to_series()
+    names = list(BORROWED)
+    is_member = cells["is_member"].to_numpy()
+    lift, contributors, share, excess = np.full((4, cells.height), np.nan)
+    rows = np.flatnonzero(is_member)
+    if rows.size:
+        pooled = cells.select("dimension", "value", "k", "expected").filter(is_member)
+        key, keys = combine(
+            [(one.codes, one.radix) for one in (encode(pooled[c]) for c in ("dimension", "value"))]
+        )
+        occurring, place = find_distinct(key, keys)
         k, expected = _numbers(pooled, "k", "expected")
-        rows = pooled["row"].to_numpy()
         lift[rows], contributors[rows], share[rows], excess[rows] = pool_counts(
             k,
             expected,
-            key.to_numpy().astype(np.int64),
-            int(key.max()) + 1,  # type: ignore[arg-type]
+            place,
+            occurring.size,
             minimum_contributors=config.pool_minimum_contributors,
             maximum_share=config.pool_maximum_share,
         )
-    told = {"pool_contributors": contributors, "pool_share": share, "pool_excess": excess}
-    pool = pl.Series("pool", lift).fill_nan(None)
-    is_borrowed = pl.col("prior_lift").is_null() & pl.lit(pool).is_not_null()
-    return (
-        ordered.with_columns(
-            pl.when(is_borrowed).then(pl.lit(pl.Series(name, values))).alias(name)
-            for name, values in told.items()
-        )
-        .with_columns(prior_lift=pl.coalesce("prior_lift", pool, pl.lit(1.0)))
-        .drop("row")
+    near = cells["prior_lift"].fill_null(np.nan).to_numpy()
+    is_borrowed = np.isnan(near) & ~np.isnan(lift)
+    told = (np.where(is_borrowed, one, np.nan) for one in (contributors, share, excess))
+    prior = np.where(np.isnan(near), np.where(np.isnan(lift), 1.0, lift), near)
+    return pl.DataFrame(dict(zip(names, (prior, *told), strict=True))).with_columns(
+        pl.col(*names[1:]).fill_nan(None)
+    )
+
+
+def compute_q_values(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """Test the counted cells of all clients and detectors against no effect.
+
+    Needs nothing but a client's own counts, neither its pool nor what was said of it before.
+
+    Args:
+        cells: Cells of `count_dimension` that may stand in a document, sorted by `CELL`.
+        config: Thresholds.
+
+    Returns:
+        The cells with p_value, is_tested, and two q-values within each client's ledger over all
+        detectors: first_q for a cell looked at once, lasting_q for one that is looked at every
+        week; is_promising where a first look could call the cell an act.
+    """
+    k, *moments = _numbers(cells, "k", "expected", "variance", "third")
+    tested = find_testable(*moments)
+    p = compute_two_sided_p(k, *moments)
+    client = cells["client"].to_numpy().astype(np.int64)
+    first, lasting = np.ones((2, cells.height))
+    first[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
+    always_valid = compute_always_valid_p(k, *moments)
+    lasting[tested] = adjust_benjamini_hochberg(always_valid[tested], client[tested])
+    return cells.with_columns(
+        p_value=p,
+        is_tested=tested,
+        first_q=first,
+        lasting_q=lasting,
+        is_promising=first <= config.act_q,
     )
 
 
 def assess_cells(
     cells: pl.DataFrame,
-    population: Population,
-    dimensions: Sequence[Dimension],
+    strata: pl.DataFrame,
     config: LearningConfig,
     earlier: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """Turn the counted cells of all clients and detectors into estimates with verdicts.
+    """Turn the tested cells of all clients and detectors into estimates with verdicts.
 
     Args:
-        cells: Result of `borrow_from_pool`.
-        population: Rows to look for reversals in.
-        dimensions: The dimensions counted.
+        cells: Result of `compute_q_values` with prior_lift as `borrow_from_pool` fills it, and
+            cell, the number by which `strata` know a cell.
+        strata: Result of `count_strata` for the promising ones.
         config: Thresholds.
         earlier: What an earlier refresh said: client, pattern, dimension, value of its acts, and
             a row of nulls beside the client for one that claimed nothing. A cell of a client in
             here that was not an act must convince in spite of repeated looking.
 
     Returns:
-        The cells with rate, shrunk_rate, low, high, lift, lift_low, lift_high, p_lift, p_value,
-        q_value, is_tested, own_weight, naive_lift, verdict and reversals, ordered as documents
-        list them.
+        The cells with rate, shrunk_rate, low, high, lift, lift_low, lift_high, p_lift, q_value,
+        own_weight, naive_lift, verdict and reversals, ordered as documents list them.
     """
-    estimated = _add_intervals(_estimate(cells.sort(CELL), config), config)
-    judged = _test(_mark_repeated(estimated, earlier), config)
-    return _judge(judged, _find_reversals(judged, population, dimensions, config), config)
+    estimated = _add_intervals(_estimate(cells, config), config)
+    judged = _give_verdicts(_mark_repeated(estimated, earlier), config)
+    acts = judged.filter(pl.col("verdict") == Verdict.ACT.value)
+    of_acts = strata.join(acts.select("cell"), on="cell", how="semi", maintain_order="left")
+    return _judge(judged, find_reversals(acts, of_acts, config), config)
 
 
 def _numbers(cells: pl.DataFrame, *names: str) -> list[Floats]:
@@ -204,18 +235,10 @@ def _mark_repeated(cells: pl.DataFrame, earlier: pl.DataFrame | None) -> pl.Data
     )
 
 
-def _test(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
-    """p-values, and q-values within the ledger of each client over all detectors."""
-    k, *moments = _numbers(cells, "k", "expected", "variance", "third")
-    tested = find_testable(*moments)
-    p = compute_two_sided_p(k, *moments)
-    client = cells["client"].to_numpy().astype(np.int64)
-    first, again = np.ones(cells.height), np.ones(cells.height)
-    first[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
-    lasting = compute_always_valid_p(k, *moments)
-    again[tested] = adjust_benjamini_hochberg(lasting[tested], client[tested])
-    q = np.where(cells["is_repeated"].to_numpy(), np.maximum(first, again), first)
-    judged = cells.with_columns(p_value=p, is_tested=tested, q_value=q)
+def _give_verdicts(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+    """q-values as often as each cell was looked at, and what they and the interval say."""
+    repeated = pl.max_horizontal("first_q", "lasting_q")
+    judged = cells.with_columns(q_value=pl.when("is_repeated").then(repeated).otherwise("first_q"))
     return _widen_chosen(judged, config).with_columns(
         verdict=pl.when(
             (pl.col("q_value") <= config.act_q)
@@ -245,126 +268,11 @@ def _widen_chosen(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     ).drop(cs.starts_with("credible_"), "typical_spread")
 
 
-def _find_reversals(
-    cells: pl.DataFrame,
-    population: Population,
-    dimensions: Sequence[Dimension],
-    config: LearningConfig,
-) -> pl.DataFrame:
-    """Strata of promising cells in which the effect points the other way.
-
-    Returns:
-        One row per cell that is an act: the cell's key, turns_sign (an adjusted effect has the
-        other sign than the naive one), reversed_share (largest over the checked variables),
-        reversals (list of structs).
-    """
-    promising = cells.filter(pl.col("verdict") == Verdict.ACT.value)
-    schema: dict[str, pl.DataType | type[pl.DataType]] = {
-        **{name: cells.schema[name] for name in CELL},
-        "turns_sign": pl.Boolean,
-        "reversed_share": pl.Float64,
-        "reversals": pl.List(
-            pl.Struct(
-                {
-                    "variable": pl.String,
-                    "stratum": pl.String,
-                    "share": pl.Float64,
-                    "probability": pl.Float64,
-                }
-            )
-        ),
-    }
-    parts = []
-    by_name: Mapping[tuple[str, str], Dimension] = {
-        (d.pattern.value, d.name): d for d in dimensions
-    }
-    for key, chosen in sorted(promising.group_by("pattern", "dimension"), key=lambda item: item[0]):
-        dimension = by_name[(str(key[0]), str(key[1]))]
-        for variable in dimension.checked:
-            counts = count_cells(
-                population,
-                dimension,
-                [*dimension.within, variable],
-                chosen["client"].unique().sort(),
-            ).join(chosen.select("client", "value"), on=["client", "value"], how="semi")
-            parts.append(
-                _check_variable(counts.sort("client", "value", variable), chosen, variable, config)
-            )
-    if not parts:
-        return pl.DataFrame(schema=schema)
-    return (
-        pl.concat(parts)
-        .group_by(CELL)
-        .agg(
-            turns_sign=pl.col("turns_sign").any(),
-            reversed_share=pl.col("reversed_share").max(),
-            reversals=pl.col("reversals").sort_by("variable").explode().drop_nulls(),
-        )
-        .cast(schema)  # type: ignore[arg-type]
-    )
-
-
-def _check_variable(
-    counts: pl.DataFrame, chosen: pl.DataFrame, variable: str, config: LearningConfig
-) -> pl.DataFrame:
-    """Reversing strata of one variable, one row per chosen cell."""
-    n, k, base_n, base_k = _numbers(counts, "n", "k", "base_n", "base_k")
-    rest_n, rest_k = base_n - n, base_k - k
-    # Jeffreys' prior on both sides; where there is nothing to compare with, no probability.
-    above = np.where(
-        rest_n > 0,
-        compute_probability_greater(
-            k + 0.5, n - k + 0.5, rest_k + 0.5, np.maximum(rest_n - rest_k, 0.0) + 0.5
-        ),
-        0.5,
-    )
-    adjusted = summarize_cells(counts).select("client", "value", adjusted_expected="expected")
-    return (
-        counts.with_columns(above=above)
-        .join(
-            chosen.select(*CELL, "naive_lift", "lift", "base_n", "base_k", "expected").rename(
-                {"base_n": "all_n", "base_k": "all_k"}
-            ),
-            on=["client", "value"],
-        )
-        .with_columns(
-            probability=pl.when(pl.col("lift") >= 1).then(1 - pl.col("above")).otherwise("above"),
-            share=pl.col("n") / pl.col("n").sum().over("client", "value"),
-        )
-        .with_columns(is_reversed=pl.col("probability") >= config.reversal_probability)
-        .sort("client", "value", variable)
-        .group_by(CELL, maintain_order=True)
-        .agg(
-            k=pl.col("k").sum(),
-            lift=pl.col("lift").first(),
-            naive_lift=pl.col("naive_lift").first(),
-            reversed_n=pl.col("n").filter("is_reversed").sum(),
-            all_n=pl.col("n").sum(),
-            variable=pl.lit(variable),
-            reversals=pl.struct(
-                variable=pl.lit(variable),
-                stratum=pl.col(variable).cast(pl.String).fill_null("unknown"),
-                share="share",
-                probability="probability",
-            ).filter("is_reversed"),
-        )
-        .join(adjusted, on=["client", "value"])
-        .select(
-            *CELL,
-            "variable",
-            "reversals",
-            reversed_share=pl.col("reversed_n") / pl.col("all_n"),
-            turns_sign=((pl.col("k") > pl.col("adjusted_expected")) != (pl.col("naive_lift") > 1))
-            | ((pl.col("lift") > 1) != (pl.col("naive_lift") > 1)),
-        )
-    )
-
-
 def _judge(cells: pl.DataFrame, reversals: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     """Final verdicts and the order in which a document lists its estimates."""
     does_reverse = pl.col("turns_sign") | (pl.col("reversed_share") > config.reversal_share)
     return order_cells(
-        cells.join(reversals, on=CELL, how="left").with_columns(
+        cells.join(reversals, on="cell", how="left").with_columns(
             verdict=pl.when(does_reverse.fill_null(False))
             .then(pl.lit(Verdict.WATCH.value))
             .otherwise("verdict")

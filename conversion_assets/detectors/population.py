@@ -77,6 +77,18 @@ class Population:
         """A Boolean column, null as false."""
         return self._once(rows, f"truth {name}", lambda f: f[name].fill_null(False).to_numpy())
 
+    def choose(self, rows: Rows, condition: pl.Expr) -> NDArray[np.int64] | slice:
+        """Places of the rows that meet a condition, null as false; a slice where all do."""
+        needed = set(condition.meta.root_names())
+        if not needed:
+            return slice(None)
+
+        def find(frame: pl.DataFrame) -> NDArray[np.int64] | slice:
+            chosen = frame.select(needed).select(w=condition.fill_null(False))["w"]
+            return slice(None) if chosen.all() else np.flatnonzero(chosen.to_numpy())
+
+        return self._once(rows, f"places where {condition}", find)
+
     def combine(self, rows: Rows, names: Sequence[str]) -> Digit:
         """Client and some columns of each row as one number."""
         client = (self.clients(rows), len(self.client_ids))

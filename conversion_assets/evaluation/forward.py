@@ -53,31 +53,31 @@ _TIME = pl.Datetime("us", "UTC")
 _CLAIMED = ("claimed_lift", "claimed_rate", "claimed_strength")
 
 
-def list_forward_claims(estimates: pl.DataFrame, population: Population) -> pl.DataFrame:
+def list_forward_claims(
+    estimates: pl.DataFrame, summary: pl.DataFrame, client_ids: Sequence[str]
+) -> pl.DataFrame:
     """Claims among the estimates, each with the days until its unit's outcomes are known.
 
     A claim that lost its verdict by its record is a claim still, so that it may recover.
 
     Args:
         estimates: Result of `apply_forward_record`.
-        population: Rows that the estimates were made from.
+        summary: One row per client: client, maturity_days of leads, touch_maturity_days.
+        client_ids: Ids by client index.
 
     Returns:
         Columns of `CLAIMS`, sorted by `KEY`.
     """
-    touch_delay = population.touches.group_by("client").agg(
-        touch_delay=pl.col("touch_maturity_days").max()
-    )
-    names = population.summary.select(
+    names = summary.select(
         "client",
         lead_delay="maturity_days",
-        client_id=pl.Series(population.client_ids, dtype=pl.String),
+        touch_delay="touch_maturity_days",
+        client_id=pl.Series(client_ids, dtype=pl.String),
     )
     is_touch = pl.col("unit") == Unit.TOUCH.value
     return (
         estimates.filter("was_act")
         .join(names, on="client")
-        .join(touch_delay, on="client", how="left")
         .select(
             "client_id",
             "dimension",

@@ -17,8 +17,9 @@ from conversion_assets.evaluation.forward import (
     make_forecasts,
     put_grades,
 )
-from conversion_assets.learning import Detection, isolate_failures
+from conversion_assets.learning import Detection
 from conversion_assets.storage.forecasts import ForecastChanges, read_forecasts
+from conversion_assets.survey import isolate_failures
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from conversion_assets.learning import (
     Detection,
     compute_input_fingerprints,
     detect_patterns,
-    isolate_failures,
 )
 from conversion_assets.refresh.forward import add_record, list_changes, look_back
 from conversion_assets.storage.columnar import FeatureStore
@@ -31,6 +30,7 @@ from conversion_assets.storage.patterns import (
     canonical_json,
 )
 from conversion_assets.storage.sources import read_clients
+from conversion_assets.survey import isolate_failures
 
 _FAILED_TO_STORE = "storing failed"
 

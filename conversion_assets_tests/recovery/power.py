@@ -17,7 +17,7 @@ base from the same rows: nobody who learns from a client's data alone can do bet
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -131,18 +131,17 @@ def _make_propensity(first: int, count: int, leads: int, seed: int) -> _World:
 def _watch_ledgers() -> Iterator[list[pl.DataFrame]]:
     """Every ledger that detection judges, with client ids: documents show q-values alone."""
     seen: list[pl.DataFrame] = []
-    real = learning.assess_cells
+    real = learning.apply_forward_record
 
-    def watch(cells: pl.DataFrame, population: Population, *more: Any, **named: Any) -> Any:
-        found = real(cells, population, *more, **named)
+    def watch(found: pl.DataFrame, record: pl.DataFrame, client_ids: Sequence[str]) -> pl.DataFrame:
         names = pl.DataFrame(
-            {"client": range(len(population.client_ids)), "client_id": population.client_ids},
+            {"client": range(len(client_ids)), "client_id": client_ids},
             schema={"client": found.schema["client"], "client_id": pl.String},
         )
         seen.append(found.join(names, on="client"))
-        return found
+        return real(found, record, client_ids)
 
-    with patch.object(learning, "assess_cells", watch):
+    with patch.object(learning, "apply_forward_record", watch):
         yield seen
 
 

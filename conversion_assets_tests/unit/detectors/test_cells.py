@@ -15,9 +15,9 @@ from conversion_assets.detectors.cells import (
     Dimension,
     count_cells,
     count_dimension,
-    summarize_cells,
 )
 from conversion_assets.detectors.population import Population
+from conversion_assets.detectors.reversals import STRATA, count_strata
 from conversion_assets.domain.terms import PatternType
 from conversion_assets_tests.unit.detectors.frames import AS_OF
 
@@ -27,7 +27,14 @@ ADJUSTED = Dimension(
 )  # fmt: skip
 FLAGGED = Dimension(
     PatternType.WHAT, "f", "touches", flags={"one": "flag_1", "two": "flag_2"},
-    strata=("channel",), counts_in=pl.col("counts"),
+    strata=("channel",), counts_in=pl.col("counts"), checked=("touch_stratum", "channel"),
+)  # fmt: skip
+CHECKED = Dimension(
+    PatternType.WHAT, "c", "touches", value=pl.col("kind"), checked=("touch_stratum", "channel"),
+)  # fmt: skip
+TIERED = Dimension(
+    PatternType.HOW, "t", "touches", value=pl.concat_str("channel", "kind", separator="|"),
+    counts_in=pl.col("channel").is_not_null(), within=("channel",), checked=("touch_stratum",),
 )  # fmt: skip
 PLAIN = Dimension(PatternType.WHO, "p", "leads", value=pl.col("kind"))
 SCHEMA = {
@@ -181,15 +188,36 @@ def test_a_client_does_not_move_with_others(rows):
         assert alone.equals(together.filter(pl.col("client") == client))
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows_of_touches)
-def test_counting_some_clients_is_counting_all_and_choosing(rows):
+@settings(max_examples=120, deadline=None)
+@given(rows_of_touches, st.data())
+def test_strata_of_chosen_cells_are_those_of_a_count_by_each_variable(rows, data):
     population = _population(rows)
-    chosen = pl.Series([0, 2], dtype=pl.Int32)
-    some = count_cells(population, ADJUSTED, ["channel"], chosen)
-    every = count_cells(population, ADJUSTED, ["channel"])
-    assert some.equals(every.filter(pl.col("client") != 1))
-    assert summarize_cells(some).equals(summarize_cells(every).filter(pl.col("client") != 1))
+    for dimension in (CHECKED, FLAGGED, TIERED):
+        counted = count_dimension(population, dimension)
+        is_chosen = data.draw(
+            st.lists(st.booleans(), min_size=counted.height, max_size=counted.height)
+        )
+        promising = counted.filter(pl.Series(is_chosen, dtype=pl.Boolean)).with_columns(
+            cell=pl.int_range(pl.len(), dtype=pl.Int64) * 3
+        )
+        found = count_strata(population, [dimension], promising)
+        every = [
+            count_cells(population, dimension, [*dimension.within, variable])
+            .sort("client", "value", variable)
+            .join(promising.select("cell", "client", "value"), on=["client", "value"])
+            .select(
+                "cell",
+                variable=pl.lit(variable),
+                stratum=pl.col(variable).cast(pl.String).fill_null("unknown"),
+                n="n",
+                k="k",
+                base_n="base_n",
+                base_k="base_k",
+            )
+            for variable in dimension.checked
+        ]
+        want = pl.concat([pl.DataFrame(schema=STRATA), *every])
+        assert found.equals(want.sort("cell", "variable", maintain_order=True))
 
 
 def test_frequent_values_come_first_and_ties_by_name():

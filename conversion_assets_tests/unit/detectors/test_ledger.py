@@ -16,11 +16,13 @@ from conversion_assets.detectors.ledger import (
     CELL,
     _add_intervals,
     _estimate,
-    _test,
+    _give_verdicts,
     assess_cells,
     borrow_from_pool,
+    compute_q_values,
 )
 from conversion_assets.detectors.population import select_population
+from conversion_assets.detectors.reversals import count_strata
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import build_features
 from conversion_assets.stats.multiplicity import compute_two_sided_p, find_testable
@@ -47,10 +49,12 @@ def _assess(simpson: bool):
         *who.build_dimensions(), *what.build_dimensions(features.touches.columns),
         *when.build_dimensions(), *how.build_dimensions(),
     ]  # fmt: skip
-    cells = pl.concat([count_dimension(population, d) for d in dimensions]).with_columns(
-        part=pl.lit(0, pl.Int32), is_member=pl.lit(value=False), prior_lift=pl.lit(None, pl.Float64)
+    cells = pl.concat([count_dimension(population, d) for d in dimensions]).sort(CELL)
+    tested = compute_q_values(cells.with_row_index("cell"), CONFIG).with_columns(
+        pl.col("cell").cast(pl.Int64), prior_lift=1.0
     )
-    return assess_cells(borrow_from_pool(cells, CONFIG), population, dimensions, CONFIG), population
+    strata = count_strata(population, dimensions, tested.filter("is_promising"))
+    return assess_cells(tested, strata, CONFIG), population
 
 
 def _points_away(k, n, rest_k, rest_n, is_up):
@@ -253,7 +257,7 @@ def test_intervals_of_any_counts_hold_their_estimates(counts, prior_lift):
         .sort(CELL)
     )
     estimated = _add_intervals(_estimate(cells, CONFIG), CONFIG)
-    judged = _test(estimated, CONFIG)
+    judged = _give_verdicts(compute_q_values(estimated, CONFIG), CONFIG)
     assert judged.select(pl.col(pl.Float64).is_finite().all()).row(0) == (True,) * len(
         judged.select(pl.col(pl.Float64)).columns
     )

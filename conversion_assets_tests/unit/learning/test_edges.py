@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from conversion_assets import learn_patterns, learning
+from conversion_assets import learn_patterns, survey
 from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.terms import NoteKind, OutcomeKind, PatternType
 from conversion_assets.features import build_features
@@ -143,14 +143,14 @@ def test_a_client_whose_rows_break_detection_fails_alone(monkeypatch):
     leads = pl.concat(parts)
     features = build_features(None, leads, make_touches(leads))
     names = pl.DataFrame({"client_id": ["a", "b", "poison", "z"], "pool_opt_in": [False] * 4})
-    real = learning.select_population
+    real = survey.select_population
 
     def select(leads, touches, client_ids, as_of, config):
         if "poison" in client_ids:
             raise ValueError("rows of poison\ncannot be read")
         return real(leads, touches, client_ids, as_of, config)
 
-    monkeypatch.setattr(learning, "select_population", select)
+    monkeypatch.setattr(survey, "select_population", select)
     found = detect_patterns(features.leads, features.touches, names, as_of=AS_OF)
     failed = found.failures
     assert {o.client_id for o in failed} == {"poison"}

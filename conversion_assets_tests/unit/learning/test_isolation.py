@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion_assets.learning import PROBES, isolate_failures
+from conversion_assets.survey import PROBES, isolate_failures
 
 
 class Work:

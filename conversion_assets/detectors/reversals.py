@@ -1,0 +1,169 @@
+"""Whether an effect holds within strata: counts by one variable at a time, and what turns round.
+
+Counting needs the rows, judging does not: a cell is promising when it stands out from chance, which
+is known before its effect is estimated, so the strata of promising cells are counted while the rows
+are at hand.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from conversion_assets.detectors.cells import Dimension, choose_rows, find_members
+from conversion_assets.detectors.codes import Ints, count_codes
+from conversion_assets.detectors.population import Population
+from conversion_assets.domain.config import LearningConfig
+from conversion_assets.stats.intervals import compute_probability_greater
+
+Floats = NDArray[np.float64]
+
+STRATA: dict[str, pl.DataType] = {
+    "cell": pl.Int64(), "variable": pl.String(), "stratum": pl.String(),
+    "n": pl.Int64(), "k": pl.Int64(), "base_n": pl.Int64(), "base_k": pl.Int64(),
+}  # fmt: skip
+_REVERSAL = pl.Struct(
+    {"variable": pl.String, "stratum": pl.String, "share": pl.Float64, "probability": pl.Float64}
+)
+UNKNOWN = "unknown"
+"""Stratum of the rows that say nothing about a variable."""
+
+
+def count_strata(
+    population: Population, dimensions: Sequence[Dimension], promising: pl.DataFrame
+) -> pl.DataFrame:
+    """Counts of some cells in the strata of each variable that their dimension is checked by.
+
+    Args:
+        population: Rows at risk.
+        dimensions: The dimensions the cells are of.
+        promising: Columns cell (a number to know it by), client, pattern, dimension, value.
+
+    Returns:
+        Columns of `STRATA`: rows and conversions of the cell and of all its client's rows (those
+        of its tier or length, where a dimension compares within these) in each stratum; by cell,
+        variable and the variable's values.
+    """
+    by_name: Mapping[tuple[str, str], Dimension] = {
+        (d.pattern.value, d.name): d for d in dimensions
+    }
+    bases: dict[tuple[str, ...], tuple[Ints, Ints, Ints]] = {}
+    parts = [pl.DataFrame(schema=STRATA)]
+    for (pattern, name), chosen in promising.group_by("pattern", "dimension"):
+        dimension = by_name[(str(pattern), str(name))]
+        parts += _count_dimension(population, dimension, chosen, bases)
+    # Strata of one cell and variable are listed together and in order; a stable sort keeps that.
+    return pl.concat(parts).sort("cell", "variable", maintain_order=True)
+
+
+def _count_dimension(
+    population: Population,
+    dimension: Dimension,
+    chosen: pl.DataFrame,
+    bases: dict[tuple[str, ...], tuple[Ints, Ints, Ints]],
+) -> Iterator[pl.DataFrame]:
+    """The cells of one dimension by each variable; `bases` is filled as it is needed."""
+    rows, within = dimension.rows, list(dimension.within)
+    cell, row = find_members(population, dimension, chosen)
+    cells = chosen.height
+    converted = population.is_true(rows, dimension.outcome)[row]
+    # All rows of a cell are of one client, and compared within the same tier or length.
+    place = np.zeros(cells, dtype=np.int64)
+    place[cell] = population.combine(rows, within)[0][row]
+    for variable in dimension.checked:
+        key = (rows, str(dimension.counts_in), *within, variable)
+        if key not in bases:
+            bases[key] = _count_base(population, dimension, [*within, variable])
+        numbers, all_n, all_k = bases[key]
+        coded = population.encode(rows, variable)
+        stratum = cell * coded.radix + coded.codes[row]
+        n = np.bincount(stratum, minlength=cells * coded.radix)
+        occurring = np.flatnonzero(n)
+        k = np.bincount(stratum[converted], minlength=n.size)[occurring]
+        which, code = occurring // coded.radix, occurring % coded.radix
+        base = np.searchsorted(numbers, place[which] * coded.radix + code)
+        yield pl.DataFrame(
+            {
+                "cell": chosen["cell"].gather(which),
+                "variable": pl.repeat(variable, occurring.size, eager=True),
+                "stratum": coded.values.cast(pl.String).fill_null(UNKNOWN).gather(code),
+                "n": n[occurring],
+                "k": k,
+                "base_n": all_n[base],
+                "base_k": all_k[base],
+            },
+            schema=STRATA,
+        )
+
+
+def _count_base(
+    population: Population, dimension: Dimension, names: Sequence[str]
+) -> tuple[Ints, Ints, Ints]:
+    places = choose_rows(population, dimension)
+    number, size = population.combine(dimension.rows, names)
+    outcome = population.is_true(dimension.rows, dimension.outcome)[places]
+    return count_codes(number[places], size, np.flatnonzero(outcome))
+
+
+def find_reversals(
+    acts: pl.DataFrame, strata: pl.DataFrame, config: LearningConfig
+) -> pl.DataFrame:
+    """Strata in which an effect points the other way.
+
+    Args:
+        acts: cell, lift and naive_lift of the cells to look at.
+        strata: Result of `count_strata` for these cells, others ignored.
+        config: Probability from which a stratum counts as reversed.
+
+    Returns:
+        One row per cell: cell, turns_sign (an adjusted effect has the other sign than the naive
+        one), reversed_share (of its rows, largest over the checked variables), reversals (list of
+        structs variable, stratum, share, probability).
+    """
+    counts = strata.join(
+        acts.select("cell", "lift", "naive_lift"), on="cell", maintain_order="left"
+    )
+    n, k, base_n, base_k, lift, naive = (
+        counts[name].to_numpy().astype(np.float64)
+        for name in ("n", "k", "base_n", "base_k", "lift", "naive_lift")
+    )
+    rest_n, rest_k = base_n - n, base_k - k
+    # Jeffreys' prior on both sides; where there is nothing to compare with, no probability.
+    above = np.where(
+        rest_n > 0,
+        compute_probability_greater(
+            k + 0.5, n - k + 0.5, rest_k + 0.5, np.maximum(rest_n - rest_k, 0.0) + 0.5
+        ),
+        0.5,
+    )
+    probability = np.where(lift >= 1.0, 1.0 - above, above)
+    is_reversed = probability >= config.reversal_probability
+    table = counts.select(pl.struct("cell", "variable").rle_id()).to_series().to_numpy()
+    first = np.flatnonzero(np.diff(table.astype(np.int64), prepend=-1))
+    all_n, all_k, adjusted, reversed_n = (
+        np.bincount(table, x, first.size)
+        for x in (n, k, n * base_k / base_n, np.where(is_reversed, n, 0.0))
+    )
+    raises = naive[first] > 1.0
+    judged = pl.DataFrame(
+        {
+            "cell": counts["cell"].gather(first),
+            "reversed_share": reversed_n / all_n,
+            "turns_sign": ((all_k > adjusted) != raises) | ((lift[first] > 1.0) != raises),
+        }
+    )
+    listed = counts.select(
+        "cell",
+        reversals=pl.struct(
+            "variable",
+            "stratum",
+            share=pl.Series(n / all_n[table], dtype=pl.Float64),
+            probability=pl.Series(probability, dtype=pl.Float64),
+        ).cast(_REVERSAL),
+    ).filter(pl.Series(is_reversed, dtype=pl.Boolean))
+    return (
+        judged.group_by("cell")
+        .agg(pl.col("turns_sign").any(), pl.col("reversed_share").max())
+        .join(listed.group_by("cell", maintain_order=True).all(), on="cell", how="left")
+    )
