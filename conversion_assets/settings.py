@@ -45,12 +45,19 @@ def _is_email(value: str) -> str:
     return value
 
 
+def _is_scheduler(value: str) -> str:
+    if not re.fullmatch(r"(tcp|tls)://[^\s/@]+:[0-9]{1,5}", value):
+        raise ValueError("must be tcp://host:port or tls://host:port of a dask scheduler")
+    return value
+
+
 # Spellings of the two databases; storage gives each its one driver.
 DatabaseUrl = Annotated[
     SecretStr,
     _one_of("sqlite", "postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"),
 ]
 StoreUrl = Annotated[SecretStr, _one_of("file", "s3", "")]
+ComputeUrl = Annotated[str, AfterValidator(_is_scheduler)]
 HttpUrl = Annotated[SecretStr, _one_of("https", "http")]
 SmtpUrl = Annotated[SecretStr, _one_of("smtp", "smtps")]
 HomePath = Annotated[Path, AfterValidator(_absolute)]
@@ -79,6 +86,7 @@ class Settings(BaseSettings):
     configured_store_url: StoreUrl | None = Field(
         default=None, validation_alias="CONVERSION_STORE_URL"
     )
+    compute_url: ComputeUrl | None = Field(default=None, validation_alias="CONVERSION_COMPUTE_URL")
     configured_dagster_home: HomePath | None = Field(default=None, validation_alias="DAGSTER_HOME")
     slack_webhook_url: HttpUrl | None = Field(default=None, validation_alias="SLACK_WEBHOOK_URL")
     sentry_dsn: HttpUrl | None = Field(default=None, validation_alias="SENTRY_DSN")

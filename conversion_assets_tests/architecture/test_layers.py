@@ -21,12 +21,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learning": {"survey", "evaluation", "detectors", "features", "domain"},
     "notebook": {"learning", "features", "domain"},
     "storage": {"scoring", "domain"},
-    "refresh": {"storage", "learning", "survey", "evaluation", "features", "scoring", "domain"},
+    "compute": {"domain"},
+    "refresh": {
+        "compute", "storage", "learning", "survey", "evaluation", "features", "scoring", "domain",
+    },
     "alerts": {"domain"},
     "report": {"storage", "scoring", "domain"},
     "settings": {"domain"},
     "partitions": {"domain"},
-    "resources": {"refresh", "storage", "alerts", "settings", "partitions", "domain"},
+    "resources": {"refresh", "compute", "storage", "alerts", "settings", "partitions", "domain"},
     "orchestration": {"partitions", "settings", "report", "domain"},
     "assets": {
         "resources", "refresh", "orchestration", "partitions", "learning", "evaluation",

@@ -10,6 +10,7 @@ VARIABLES = (
     "CONVERSION_HOME",
     "CONVERSION_DATABASE_URL",
     "CONVERSION_STORE_URL",
+    "CONVERSION_COMPUTE_URL",
     "DAGSTER_HOME",
     "SLACK_WEBHOOK_URL",
     "SENTRY_DSN",
@@ -62,6 +63,8 @@ def test_thresholds_come_from_the_environment(monkeypatch):
     [
         ("CONVERSION_DATABASE_URL", f"mysql://u:{SECRET}@h/d", "sqlite://"),
         ("CONVERSION_STORE_URL", f"ftp://u:{SECRET}@h", "s3://"),
+        ("CONVERSION_COMPUTE_URL", f"tcp://u:{SECRET}@h:8786", "tcp://host:port"),
+        ("CONVERSION_COMPUTE_URL", f"ray://{SECRET}:1", "tls://host:port"),
         ("SLACK_WEBHOOK_URL", f"{SECRET}", "https://"),
         ("SENTRY_DSN", f"{SECRET}", "https://"),
         ("SMTP_URL", f"http://u:{SECRET}@h", "smtp://"),
