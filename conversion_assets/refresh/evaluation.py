@@ -17,7 +17,8 @@ from conversion_assets.evaluation.explain import Explanation, explain_change, fi
 from conversion_assets.evaluation.forward import build_record, forget_later
 from conversion_assets.learning import CODE_VERSION, Detection, detect_patterns, list_claims
 from conversion_assets.refresh.forward import look_back
-from conversion_assets.refresh.patterns import RECENT_DAYS, read_pool
+from conversion_assets.refresh.patterns import read_pool
+from conversion_assets.refresh.surveys import RECENT_DAYS
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.forecasts import read_forecasts
 from conversion_assets.storage.patterns import PatternRepository

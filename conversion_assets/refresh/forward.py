@@ -30,13 +30,64 @@ class ForwardState:
         written: What the repository holds, whenever made.
         known: What may be known at the moment of the refresh, with the grades given now.
         graded: Those that were graded now.
-        errors: Clients whose forecasts could not be graded.
     """
 
     written: pl.DataFrame
     known: pl.DataFrame
     graded: pl.DataFrame
-    errors: dict[str, Exception]
+
+    def add_grades(self, graded: Sequence[pl.DataFrame]) -> "ForwardState":
+        """The same forecasts with grades given now, each part of other clients."""
+        added = pl.concat([pl.DataFrame(schema=FORECASTS), *graded])
+        return ForwardState(self.written, put_grades(self.known, added), added)
+
+
+def read_record(
+    engine: Engine, client_ids: Sequence[str], *, as_of: datetime, config: LearningConfig
+) -> ForwardState:
+    """Read the clients' forecasts as they were known at `as_of`, none graded now.
+
+    A grade that was given later is not known: it is given anew.
+
+    Raises:
+        UnreachableError: the database cannot be reached.
+    """
+    longest = timedelta(days=max(config.window_days, HORIZON_DAYS))
+    written = read_forecasts(engine, client_ids, made_after=as_of - longest)
+    return ForwardState(written, forget_later(written, as_of), pl.DataFrame(schema=FORECASTS))
+
+
+def grade_due(
+    forecasts: pl.DataFrame,
+    leads: pl.DataFrame,
+    touches: pl.DataFrame,
+    *,
+    as_of: datetime,
+    config: LearningConfig,
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Grade the forecasts that are due, with what is known at `as_of`.
+
+    Args:
+        forecasts: As known at `as_of`, columns of `FORECASTS`.
+        leads: `lead_features` of at least their clients.
+        touches: `touch_features` of at least their clients.
+        as_of: Nothing later is known.
+        config: Thresholds.
+
+    Returns:
+        Those graded now, and why the others of a client could not be.
+    """
+
+    def grade(group: Sequence[str]) -> pl.DataFrame:
+        own = forecasts.filter(pl.col("client_id").is_in(list(group)))
+        return grade_forecasts(own, leads, touches, as_of=as_of, config=config)
+
+    parts, errors = isolate_failures(grade, forecasts["client_id"].unique().sort().to_list())
+    reasons = {
+        client: f"grading of forecasts: {' '.join(str(error).split())}"
+        for client, error in errors.items()
+    }
+    return pl.concat([pl.DataFrame(schema=FORECASTS), *parts]), reasons
 
 
 def look_back(
@@ -48,30 +99,13 @@ def look_back(
     as_of: datetime,
     config: LearningConfig,
 ) -> ForwardState:
-    """Read the clients' forecasts and grade those that are due, with what is known at `as_of`.
+    """Read the clients' forecasts and grade those that are due; see `grade_due`.
 
-    Args:
-        engine: System of record.
-        leads: `lead_features` of at least these clients.
-        touches: `touch_features` of at least these clients.
-        client_ids: The clients.
-        as_of: Nothing later is known: a grade that was given later is given anew.
-        config: Thresholds.
-
-    Raises:
-        UnreachableError: the database cannot be reached.
+    Those of a client whose rows cannot be graded stay as they are.
     """
-    longest = timedelta(days=max(config.window_days, HORIZON_DAYS))
-    written = read_forecasts(engine, client_ids, made_after=as_of - longest)
-    then = forget_later(written, as_of)
-
-    def grade(group: Sequence[str]) -> pl.DataFrame:
-        own = then.filter(pl.col("client_id").is_in(list(group)))
-        return grade_forecasts(own, leads, touches, as_of=as_of, config=config)
-
-    parts, errors = isolate_failures(grade, then["client_id"].unique().sort().to_list())
-    graded = pl.concat([pl.DataFrame(schema=FORECASTS), *parts])
-    return ForwardState(written, put_grades(then, graded), graded, errors)
+    state = read_record(engine, client_ids, as_of=as_of, config=config)
+    graded, _ = grade_due(state.known, leads, touches, as_of=as_of, config=config)
+    return state.add_grades([graded])
 
 
 def add_record(fingerprints: Mapping[str, str], state: ForwardState) -> dict[str, str]:
@@ -94,7 +128,7 @@ def list_changes(
 ) -> dict[str, ForecastChanges]:
     """What to store with each client: its new grades, and its claims as new forecasts.
 
-    Only claims of documents that are stored become forecasts.
+    Only claims of documents that are stored become forecasts. Clients are those of the detection.
     """
     stored = pl.DataFrame(
         [(client, kind.value) for client, kind in detection.documents if kind in kinds],
@@ -102,15 +136,16 @@ def list_changes(
         orient="row",
     )
     claims = detection.claims.join(stored, on=["client_id", "pattern_type"], how="semi")
-    made = make_forecasts(claims, state.written, as_of)
-    clients = {*made["client_id"], *state.graded["client_id"]}
+    own = pl.col("client_id").is_in(sorted({one.client_id for one in detection.outcomes}))
+    made = make_forecasts(claims, state.written.filter(own), as_of)
+    graded = state.graded.filter(own)
     of_client = {
         name: {str(key): part for (key,), part in frame.group_by("client_id", maintain_order=True)}
-        for name, frame in (("made", made), ("graded", state.graded))
+        for name, frame in (("made", made), ("graded", graded))
     }
     return {
         client: ForecastChanges(
             **{name: parts[client] for name, parts in of_client.items() if client in parts}
         )
-        for client in clients
+        for client in {*made["client_id"], *graded["client_id"]}
     }

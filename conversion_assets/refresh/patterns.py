@@ -2,25 +2,26 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import polars as pl
 from sqlalchemy import Engine
 
+from conversion_assets.compute.engine import ComputeEngine, LocalEngine
 from conversion_assets.domain.config import LearningConfig
-from conversion_assets.domain.facts import Drift, LearningFacts
+from conversion_assets.domain.facts import LearningFacts
 from conversion_assets.domain.patterns import AnyPattern, Outcome
 from conversion_assets.domain.terms import OutcomeKind, PatternType
-from conversion_assets.evaluation.drift import find_drift
 from conversion_assets.learning import (
     CODE_VERSION,
     Detection,
     compute_input_fingerprints,
-    detect_patterns,
+    conclude,
 )
-from conversion_assets.refresh.forward import add_record, list_changes, look_back
+from conversion_assets.refresh.forward import add_record, list_changes, read_record
+from conversion_assets.refresh.surveys import Findings, survey_shards
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.forecasts import ForecastChanges
 from conversion_assets.storage.patterns import (
@@ -30,16 +31,8 @@ from conversion_assets.storage.patterns import (
     canonical_json,
 )
 from conversion_assets.storage.sources import read_clients
-from conversion_assets.survey import isolate_failures
 
 _FAILED_TO_STORE = "storing failed"
-
-UNUSED = ("activity_id", "lead_created_at", "previous_channel", "adds_channel", "sequence_id")
-"""Columns of touches that no detector reads: a quarter of the memory of a large client."""
-
-RECENT_DAYS = 84
-"""Days that are "now" when they are compared with the learning window: twelve weeks, since the
-outcomes of leads take weeks to be known."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +75,14 @@ def refresh_patterns(
     run_id: str,
     config: LearningConfig,
     now: Callable[[], datetime],
+    compute: ComputeEngine | None = None,
 ) -> PatternRefresh:
     """Learn the chosen clients together and store each of them by itself.
 
-    Detection sees all chosen clients and the members of the pool at once. What is stored for one
-    client does not wait for another: a process that is killed leaves whole clients, and the same
-    refresh again leaves the state of an undisturbed one.
+    All chosen clients and the members of the pool are surveyed, shard by shard; then each is
+    concluded with the counts of all at hand. What is stored for one client does not wait for
+    another: a process that is killed leaves whole clients, and the same refresh again leaves the
+    state of an undisturbed one.
 
     Args:
         engine: System of record.
@@ -98,9 +93,10 @@ def refresh_patterns(
         run_id: Kept beside what is stored.
         config: Thresholds.
         now: Clock, for the time of computation.
+        compute: Where shards are surveyed; this process when not given. It changes no byte.
 
     Raises:
-        UnreachableError: the database cannot be reached before anything was stored.
+        UnreachableError: the database or the engine cannot be reached before anything was stored.
         InputError: the store cannot be read.
     """
     started = time.perf_counter()
@@ -109,63 +105,57 @@ def refresh_patterns(
     members = set(clients.filter("pool_opt_in")["client_id"].to_list())
     known = set(clients["client_id"].to_list())
     wanted = sorted(set(client_ids) & known)
-    leads, touches, manifest = store.read_features(sorted(members | set(wanted)), without=UNUSED)
     earlier = repository.claims_before(wanted, as_of)
-    forward = look_back(engine, leads, touches, wanted, as_of=as_of, config=config)
-    detection = detect_patterns(
-        leads,
-        touches,
-        clients,
+    record = read_record(engine, wanted, as_of=as_of, config=config)
+    found = survey_shards(
+        store,
+        compute or LocalEngine(),
+        client_ids=members | set(wanted),
+        learned=wanted,
+        forecasts=record.known,
         as_of=as_of,
         config=config,
-        client_ids=wanted,
-        earlier=earlier,
-        forecasts=forward.known,
     )
-    own = {
-        client: manifest.clients[client].fingerprint if client in manifest.clients else ""
-        for client in members | set(wanted)
-    }
-    fingerprints = compute_input_fingerprints(own, members, config, earlier)
-    batch = _split_by_client(
-        detection,
-        kinds,
-        add_record(fingerprints, forward),
-        list_changes(detection, forward, kinds, as_of),
-        gather_facts(detection, leads, touches.clear(), wanted, as_of=as_of, config=config),
-    )
-    detected = time.perf_counter()
+    record = record.add_grades(found.graded)
+    own = {client: found.fingerprints.get(client, "") for client in members | set(wanted)}
+    prints = add_record(compute_input_fingerprints(own, members, config, earlier), record)
     header = Refresh(
         as_of=as_of,
         computed_at=now(),
         run_id=run_id,
         code_version=CODE_VERSION,
         validity_days=config.validity_days,
-        pool_id=repository.store_pool(detection.lenders if detection.borrowing else []),
     )
-    # Without its record a client's verdicts would be too kind: it fails, and what is stored stays.
-    ungraded = {
-        client: f"grading of forecasts: {' '.join(str(error).split())}"
-        for client, error in forward.errors.items()
-    }
-    batch = [
-        _state_failure(one, ungraded[one.client_id]) if one.client_id in ungraded else one
-        for one in batch
-    ]
-    errors = _store_clients(repository, batch, header)
-    errors |= ungraded
-    errors |= {client: "there is no such client" for client in set(client_ids) - known}
-    outcomes = [o for results in batch for o in results.outcomes if o.client_id not in errors]
-    return PatternRefresh(
-        stored=[
-            document
-            for results in batch
-            if results.client_id not in errors
-            for document in _list_stored(results)
-        ],
-        outcomes=outcomes + _fail(errors, kinds),
-        seconds={"detection_s": detected - started, "storage_s": time.perf_counter() - detected},
+    detections = conclude(
+        found.surveys,
+        found.errors,
+        members=members,
+        client_ids=wanted,
+        as_of=as_of,
+        config=config,
+        earlier=earlier,
+        forecasts=record.known,
     )
+    refresh = PatternRefresh([], [], {"detection_s": 0.0, "storage_s": 0.0})
+    lent = False
+    for detection in detections:
+        if detection.borrowing and not lent:
+            header = replace(header, pool_id=repository.store_pool(detection.lenders))
+            lent = True
+        batch = _split_by_client(
+            detection, kinds, prints, list_changes(detection, record, kinds, as_of), found
+        )
+        storing = time.perf_counter()
+        _store_batch(repository, batch, header, found.ungraded, refresh)
+        refresh.seconds["storage_s"] += time.perf_counter() - storing
+    if not lent:
+        repository.store_pool([])
+    strangers = {client: "there is no such client" for client in set(client_ids) - known}
+    refresh.outcomes.extend(_fail(strangers, kinds))
+    refresh.stored.sort(key=lambda one: one.client_id)
+    refresh.outcomes.sort(key=lambda one: one.client_id)
+    refresh.seconds["detection_s"] = time.perf_counter() - started - refresh.seconds["storage_s"]
+    return refresh
 
 
 def _split_by_client(
@@ -173,7 +163,7 @@ def _split_by_client(
     kinds: Collection[PatternType],
     fingerprints: Mapping[str, str],
     forecasts: Mapping[str, ForecastChanges],
-    facts: Mapping[str, LearningFacts],
+    found: Findings,
 ) -> list[ClientResults]:
     outcomes: dict[str, list[Outcome]] = {}
     for one in detection.outcomes:
@@ -190,62 +180,42 @@ def _split_by_client(
             outcomes=stated,
             input_fingerprint=fingerprints[client],
             forecasts=forecasts.get(client, ForecastChanges()),
-            facts=facts.get(client),
+            facts=_state_facts(client, detection, found),
         )
         for client, stated in outcomes.items()
     ]
 
 
-def gather_facts(
-    detection: Detection,
-    leads: pl.DataFrame,
-    no_touches: pl.DataFrame,
-    client_ids: Sequence[str],
-    *,
-    as_of: datetime,
-    config: LearningConfig,
-) -> dict[str, LearningFacts]:
-    """What the check of health must know of each client besides its documents.
-
-    Only leads are looked at for drift (`no_touches` is an empty `touch_features`). Touches are
-    what the client chooses to send: their mix moves when somebody follows a pattern, and whether
-    they still convert as learned is graded by the forward record.
-    """
-    recent = as_of - timedelta(days=RECENT_DAYS)
-    window = timedelta(days=max(config.window_days, 2 * RECENT_DAYS))
-
-    def compare(group: Sequence[str]) -> pl.DataFrame:
-        return find_drift(
-            leads,
-            no_touches,
-            group,
-            old=(as_of - window, recent),
-            new=(recent, as_of),
-            as_of=as_of,
-            config=config,
-        )
-
-    parts, errors = isolate_failures(compare, sorted(client_ids))
-    drifted: dict[str, list[Drift]] = {}
-    for part in parts:
-        for client_id, drift in _list_drift(part):
-            drifted.setdefault(client_id, []).append(drift)
-    return {
-        client_id: LearningFacts(
-            drift=tuple(drifted.get(client_id, ())),
-            drift_error=" ".join(str(errors[client_id]).split()) if client_id in errors else None,
-            borrowing=detection.borrowing.get(client_id),
-        )
-        for client_id in client_ids
-    }
+def _state_facts(client: str, detection: Detection, found: Findings) -> LearningFacts | None:
+    """What the check of health must know besides; None where nobody could look at the rows."""
+    if client not in found.drifts:
+        return None
+    drift, error = found.drifts[client]
+    return LearningFacts(drift=drift, drift_error=error, borrowing=detection.borrowing.get(client))
 
 
-def _list_drift(found: pl.DataFrame) -> Iterator[tuple[str, Drift]]:
-    names = ("question", "dimension", "n_old", "n_new", "change", "p_value", "tests")
-    tests = pl.col("is_tested").sum().over("client_id", "question")
-    drifted = found.with_columns(is_tested=pl.col("p_value") < 1.0).with_columns(tests=tests)
-    for client_id, *values in drifted.filter("is_drift").select("client_id", *names).iter_rows():
-        yield client_id, Drift(**dict(zip(names, values, strict=True)))
+def _store_batch(
+    repository: PatternRepository,
+    batch: Sequence[ClientResults],
+    header: Refresh,
+    ungraded: Mapping[str, str],
+    refresh: PatternRefresh,
+) -> None:
+    """Store the clients of one survey and write down what became of them."""
+    # Without its record a client's verdicts would be too kind: it fails, and what is stored stays.
+    judged = [
+        _state_failure(one, ungraded[one.client_id]) if one.client_id in ungraded else one
+        for one in batch
+    ]
+    errors = _store_clients(repository, judged, header)
+    for results in judged:
+        client = results.client_id
+        if client in errors:
+            kinds = [one.pattern_type for one in results.outcomes]
+            refresh.outcomes.extend(_fail({client: errors[client]}, kinds))
+        else:
+            refresh.outcomes.extend(results.outcomes)
+            refresh.stored.extend(_list_stored(results))
 
 
 def _store_clients(

@@ -682,9 +682,7 @@ def _compute_inputs(
                 pl.col("client_id").is_in(ids) & (pl.col("made_as_of") > moment - longest)
             )
             nothing = pl.DataFrame(schema=FORECASTS)
-            prints = add_record(
-                prints, ForwardState(known, forget_later(known, moment), nothing, {})
-            )
+            prints = add_record(prints, ForwardState(known, forget_later(known, moment), nothing))
         found |= {(client, moment): prints[client] for client in ids}
     return found
 

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select, text, update
 from conversion_assets.domain.config import HealthConfig, LearningConfig
 from conversion_assets.domain.facts import LearningFacts
 from conversion_assets.domain.terms import PatternType
-from conversion_assets.refresh import patterns as refreshing
+from conversion_assets.refresh import surveys as refreshing
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.health import check_health
 from conversion_assets.refresh.patterns import refresh_patterns
