@@ -11,6 +11,7 @@ from conversion_assets.checks.health import pattern_health
 from conversion_assets.jobs import JOBS
 from conversion_assets.orchestration.workers import named_in_process_executor
 from conversion_assets.resources.alerts import AlertsResource
+from conversion_assets.resources.compute import ComputeResource
 from conversion_assets.resources.database import DatabaseResource
 from conversion_assets.resources.features import FeatureStoreResource
 from conversion_assets.resources.settings import SettingsResource
@@ -30,6 +31,7 @@ defs = Definitions(
         "settings": SETTINGS,
         "database": DatabaseResource(settings=SETTINGS),
         "features": FeatureStoreResource(settings=SETTINGS),
+        "compute": ComputeResource(settings=SETTINGS),
         "alerts": AlertsResource(settings=SETTINGS),
     },
     # A process per step costs seconds for each of a handful of steps and gains nothing.

@@ -26,6 +26,7 @@ from conversion_assets.orchestration.retries import RETRY_TRANSIENT, transient_f
 from conversion_assets.orchestration.runs import raise_failures
 from conversion_assets.partitions import CLIENTS, client_id_of
 from conversion_assets.refresh.backfill import BackfillTools, backfill_client, plan_backfill
+from conversion_assets.resources.compute import ComputeResource
 from conversion_assets.resources.database import DatabaseResource
 from conversion_assets.resources.features import FeatureStoreResource
 from conversion_assets.resources.settings import SettingsResource
@@ -71,20 +72,23 @@ class BackfillRun(Config):
 def backfills(
     context: AssetExecutionContext,
     config: BackfillRun,
+    *,
     database: DatabaseResource,
     features: FeatureStoreResource,
+    compute: ComputeResource,
     settings: SettingsResource,
 ) -> Iterator[MaterializeResult[None]]:
     """Backfill the client of the partition, or go on with what a killed run left."""
     client_id = client_id_of(context.partition_key)
-    tools = BackfillTools(
-        database.engine(),
-        features.store(),
-        settings.load().learning,
-        partial(datetime.now, UTC),
-        ProgressLog(context),
-    )
     with transient_faults_only():
+        tools = BackfillTools(
+            database.engine(),
+            features.store(),
+            settings.load().learning,
+            partial(datetime.now, UTC),
+            ProgressLog(context),
+            compute=compute.engine(),
+        )
         as_of = parse_moment(config.as_of) if config.as_of else None
         if config.dry_run:
             plan = plan_backfill(tools, client_id=client_id, stages=config.stages(), as_of=as_of)

@@ -31,6 +31,7 @@ from conversion_assets.orchestration.runs import (
 )
 from conversion_assets.partitions import CLIENTS, partition_key
 from conversion_assets.refresh.patterns import PatternRefresh, refresh_patterns
+from conversion_assets.resources.compute import ComputeResource
 from conversion_assets.resources.database import DatabaseResource
 from conversion_assets.resources.features import FeatureStoreResource
 from conversion_assets.resources.settings import SettingsResource
@@ -81,8 +82,10 @@ class LearningRun(Config):
 def patterns(
     context: AssetExecutionContext,
     config: LearningRun,
+    *,
     database: DatabaseResource,
     features: FeatureStoreResource,
+    compute: ComputeResource,
     settings: SettingsResource,
 ) -> Iterator[MaterializeResult[None]]:
     """Learn the chosen clients in one go; only those that succeeded are materialized."""
@@ -97,6 +100,7 @@ def patterns(
             run_id=context.run.run_id,
             config=settings.load().learning,
             now=partial(datetime.now, UTC),
+            compute=compute.engine(),
         )
         told = {key: describe_clients(refresh, KINDS[key]) for key in selected}
         alone = context.partition_keys if len(context.partition_keys) == 1 else []

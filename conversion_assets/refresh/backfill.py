@@ -17,6 +17,7 @@ from datetime import datetime
 import polars as pl
 from sqlalchemy import Engine
 
+from conversion_assets.compute.engine import ComputeEngine, LocalEngine
 from conversion_assets.domain.backfills import BackfillRecord, BackfillStage, StageProgress
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import ConflictError, ConversionError, InputError
@@ -77,6 +78,7 @@ class BackfillTools:
         progress: Called after each chunk.
         timer: Seconds, for rates.
         page_activities: Activities in memory at once.
+        compute: Where shards of clients are computed.
     """
 
     engine: Engine
@@ -86,6 +88,7 @@ class BackfillTools:
     progress: Progress = lambda _stage, _progress: None
     timer: Callable[[], float] = time.monotonic
     page_activities: int = PAGE_ACTIVITIES
+    compute: ComputeEngine = field(default_factory=LocalEngine)
 
 
 def backfill_client(
@@ -302,6 +305,7 @@ class _Work:
             run_id=request.run_id,
             config=tools.learning,
             now=tools.clock,
+            compute=tools.compute,
         )
         counts = {f"{one.pattern_type} {one.outcome}": 1 for one in learned.outcomes}
         seconds = tools.timer() - started
