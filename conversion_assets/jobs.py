@@ -1,8 +1,13 @@
 """What can be launched by name."""
 
-from dagster import AssetSelection, define_asset_job
+from datetime import UTC, datetime, timedelta
+
+from dagster import AssetSelection, OpExecutionContext, define_asset_job, job, op
 
 from conversion_assets.checks.health import pattern_health
+from conversion_assets.orchestration import pruning
+from conversion_assets.orchestration.retries import RETRY_TRANSIENT, transient_faults_only
+from conversion_assets.resources.settings import SettingsResource
 
 LEARN_PATTERNS = define_asset_job(
     name="learn_patterns",
@@ -29,4 +34,30 @@ BACKFILL_CLIENT = define_asset_job(
     ),
 )
 
-JOBS = [LEARN_PATTERNS, CHECK_PATTERN_HEALTH, BACKFILL_CLIENT]
+
+@op(name="prune_history", retry_policy=RETRY_TRANSIENT)
+def prune(context: OpExecutionContext, settings: SettingsResource) -> None:
+    """Drop what is older than the history to keep and superseded."""
+    days = settings.load().run_history_days
+    with transient_faults_only():
+        gone = pruning.prune_history(context.instance, datetime.now(UTC) - timedelta(days=days))
+    context.log.info(
+        f"older than {days:g} days: {gone.runs:,} runs deleted, {gone.thinned:,} kept for what is "
+        f"still current in them, {gone.materializations:,} superseded materializations and "
+        f"{gone.checks:,} evaluations of checks deleted"
+    )
+
+
+@job(
+    name="prune_history",
+    description=(
+        "Deletes Dagster's finished runs and their events once they are older than "
+        "CONVERSION_RUN_HISTORY_DAYS. What every partition and check shows now stays."
+    ),
+)
+def prune_history() -> None:
+    """One op."""
+    prune()
+
+
+JOBS = [LEARN_PATTERNS, CHECK_PATTERN_HEALTH, BACKFILL_CLIENT, prune_history]

@@ -8,7 +8,7 @@ from dagster import (
     schedule,
 )
 
-from conversion_assets.jobs import CHECK_PATTERN_HEALTH, LEARN_PATTERNS
+from conversion_assets.jobs import CHECK_PATTERN_HEALTH, LEARN_PATTERNS, prune_history
 from conversion_assets.orchestration.launches import request_learning
 from conversion_assets.resources.database import DatabaseResource
 
@@ -45,4 +45,17 @@ def daily_pattern_health(context: ScheduleEvaluationContext) -> RunRequest:
     return RunRequest(run_key=f"daily:{context.scheduled_execution_time.isoformat()}")
 
 
-SCHEDULES = [weekly_pattern_learning, daily_pattern_health]
+@schedule(
+    name="daily_history_pruning",
+    job=prune_history,
+    cron_schedule="0 4 * * *",
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Every day at 04:00 UTC: drop runs and events that are old and superseded.",
+)
+def daily_history_pruning(context: ScheduleEvaluationContext) -> RunRequest:
+    """Request one run of the pruning."""
+    return RunRequest(run_key=f"prune:{context.scheduled_execution_time.isoformat()}")
+
+
+SCHEDULES = [weekly_pattern_learning, daily_pattern_health, daily_history_pruning]

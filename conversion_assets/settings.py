@@ -101,6 +101,15 @@ class Settings(BaseSettings):
         default_factory=LearningConfig, validation_alias="CONVERSION_LEARNING"
     )
     health: HealthConfig = Field(default_factory=HealthConfig, validation_alias="CONVERSION_HEALTH")
+    run_history_days: float = Field(
+        # As long as Dagster keeps the ticks of schedules. Two weeks are the least: the sensors look
+        # back at the last run of a weekly schedule.
+        default=90,
+        ge=14,
+        le=36_500,
+        validation_alias="CONVERSION_RUN_HISTORY_DAYS",
+        description="Runs and events of Dagster are kept this long; what is current always",
+    )
     ui_url: Annotated[str, Field(pattern=r"^https?://[^\s<>|]+$")] = Field(
         default="http://127.0.0.1:3000", validation_alias="CONVERSION_UI_URL"
     )

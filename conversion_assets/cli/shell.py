@@ -37,6 +37,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("service", "List jobs, schedules and sensors with their state."),
     "migrate": ("service", "Bring the database to the current schema."),
     "patterns": ("reading", "Print the pattern documents of a client."),
+    "prune": ("pruning", "Delete old runs and events of Dagster that newer ones superseded."),
     "rebuild": ("verifying", "Rebuild features from rows, or a client's history of patterns."),
     "schema": ("reading", "Print the JSON Schema of a pattern document."),
     "synth": ("importing", "Write a generated agency as files, with the planted truth."),

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "detectors", "features", "scoring", "report", "domain",
     },
     "checks": {"assets", "resources", "refresh", "orchestration", "domain"},
-    "jobs": {"assets", "checks", "partitions", "domain"},
+    "jobs": {"assets", "checks", "orchestration", "resources", "partitions", "domain"},
     "schedules": {"jobs", "assets", "resources", "partitions", "orchestration", "domain"},
     "sensors": {
         "schedules", "jobs", "assets", "resources", "refresh", "partitions", "orchestration",

@@ -122,6 +122,7 @@ def test_schedules_are_those_of_the_contract():
     assert told == {
         "weekly_pattern_learning": ("0 2 * * 0", "UTC", "RUNNING"),
         "daily_pattern_health": ("0 6 * * *", "UTC", "RUNNING"),
+        "daily_history_pruning": ("0 4 * * *", "UTC", "RUNNING"),
     }
 
 
