@@ -96,7 +96,8 @@ class Cluster:
                     "distributed.cli.dask_worker",
                     self.address,
                     *("--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard"),
-                    *("--death-timeout", "60", *options),
+                    *("--death-timeout", "60", "--local-directory", str(self.folder)),
+                    *options,
                 )
             )
 

@@ -17,6 +17,7 @@ CLIENTS = [f"client-{number:04d}" for number in range(1, 6)]
 VARIABLES = (
     "CONVERSION_DATABASE_URL",
     "CONVERSION_STORE_URL",
+    "CONVERSION_COMPUTE_URL",
     "DAGSTER_HOME",
     "SLACK_WEBHOOK_URL",
     "SENTRY_DSN",

@@ -21,7 +21,7 @@ from conversion_assets.learning import (
     conclude,
 )
 from conversion_assets.refresh.forward import add_record, list_changes, read_record
-from conversion_assets.refresh.surveys import Findings, survey_shards
+from conversion_assets.refresh.surveys import ROWS_PER_SHARD, Findings, survey_shards
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.forecasts import ForecastChanges
 from conversion_assets.storage.patterns import (
@@ -76,6 +76,7 @@ def refresh_patterns(
     config: LearningConfig,
     now: Callable[[], datetime],
     compute: ComputeEngine | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
 ) -> PatternRefresh:
     """Learn the chosen clients together and store each of them by itself.
 
@@ -94,6 +95,7 @@ def refresh_patterns(
         config: Thresholds.
         now: Clock, for the time of computation.
         compute: Where shards are surveyed; this process when not given. It changes no byte.
+        rows_per_shard: Leads and touches in memory at once; it changes no byte either.
 
     Raises:
         UnreachableError: the database or the engine cannot be reached before anything was stored.
@@ -115,6 +117,7 @@ def refresh_patterns(
         forecasts=record.known,
         as_of=as_of,
         config=config,
+        rows_per_shard=rows_per_shard,
     )
     record = record.add_grades(found.graded)
     own = {client: found.fingerprints.get(client, "") for client in members | set(wanted)}

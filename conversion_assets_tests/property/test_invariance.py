@@ -1,6 +1,7 @@
 """What must not change a byte: order, chunks, threads, other clients, the way features came."""
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import Features, build_features
-from conversion_assets.learning import detect_patterns
+from conversion_assets.learning import conclude, detect_patterns
+from conversion_assets.survey import survey_clients
 from conversion_assets.synthetic.generator import generate_agency
 from conversion_assets_tests.property import worlds
 
@@ -79,6 +82,31 @@ def test_other_clients_outside_the_pool(chosen):
     together = worlds.write(worlds.detect(features, alone), ids)
     few = _map(features, lambda f: f.filter(pl.col("client_id").is_in(ids)))
     assert worlds.write(worlds.detect(few, alone.filter(pl.col("id").is_in(ids)))) == together
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.booleans())
+def test_shards(expected, places, turned):
+    """However clients are spread over surveys, and in whichever order these come."""
+    agency, features = worlds.make_agency(), worlds.make_features()
+    ids = agency.clients["id"].to_list()
+    config = LearningConfig()
+    surveys = []
+    for shard in sorted(set(places), reverse=turned):
+        own = [client for client, place in zip(ids, places, strict=True) if place == shard]
+        rows = _map(features, lambda f, own=own: f.filter(pl.col("client_id").is_in(own)))
+        found, errors = survey_clients(
+            rows.leads, rows.touches, own, as_of=worlds.CONFIG.as_of, config=config
+        )
+        assert errors == {}
+        surveys += pickle.loads(pickle.dumps(found))
+    members = worlds.list_members(agency.clients).filter("pool_opt_in")["client_id"].to_list()
+    written = {}
+    for detection in conclude(
+        surveys, {}, members=members, client_ids=ids, as_of=worlds.CONFIG.as_of, config=config
+    ):
+        written |= worlds.write(detection)
+    assert written == expected
 
 
 def test_strangers_change_no_member(expected):
