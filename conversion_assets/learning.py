@@ -3,10 +3,12 @@
 Pure: feature frames, the moment `as_of` and the thresholds in; documents and outcomes out.
 """
 
+import gc
 import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -273,6 +275,18 @@ def _describe_borrowing(survey: Survey) -> dict[str, Borrowing]:
     return {survey.client_ids[row.pop("client")]: Borrowing(**row) for row in told.to_dicts()}
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No search for reference cycles: documents are many small objects and hold none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _judge(
     survey: Survey,
     as_of: datetime,
@@ -296,6 +310,15 @@ def _judge(
         window=(as_of - timedelta(days=config.window_days), as_of),
         config=config,
     )
+    with _without_collections():
+        documents, outcomes = _write_documents(survey, headers, estimates)
+    forward = list_forward_claims(estimates, survey.summary, survey.client_ids)
+    return Detection(documents, outcomes, seconds={}, claims=forward)
+
+
+def _write_documents(
+    survey: Survey, headers: Sequence[Header], estimates: pl.DataFrame
+) -> tuple[dict[tuple[str, PatternType], AnyPattern], list[Outcome]]:
     builders = _prepare_builders(survey, EstimateTable(estimates))
     claims: dict[tuple[int, str], list[dict[str, str]]] = defaultdict(list)
     for client, pattern, dimension, value in (
@@ -316,8 +339,7 @@ def _judge(
             outcomes.append(outcome)
             if document is not None:
                 documents[(header.client_id, kind)] = document
-    forward = list_forward_claims(estimates, survey.summary, survey.client_ids)
-    return Detection(documents, outcomes, seconds={}, claims=forward)
+    return documents, outcomes
 
 
 def _list_earlier(

@@ -10,17 +10,19 @@ Pure: feature frames, the moment `as_of` and the thresholds in; a survey out.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import polars as pl
 
 from conversion_assets.detectors import how, when
-from conversion_assets.detectors.cells import MOST_VALUES, count_dimension
+from conversion_assets.detectors.cells import MOST_VALUES, Dimension, count_dimension
 from conversion_assets.detectors.dimensions import list_dimensions
 from conversion_assets.detectors.documents import compute_confidence
 from conversion_assets.detectors.ledger import CELL, compute_q_values
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.detectors.reversals import count_strata
+from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import SCORE_COMPONENTS, NoteKind, PatternType
 from conversion_assets.evaluation.score_weights import evaluate_score_weights
@@ -44,7 +46,7 @@ class Survey:
     """Counts of a group of clients, without a row of theirs; `client` is the place in the ids.
 
     Attributes:
-        client_ids: Sorted ids.
+        client_ids: Ids in the order of their rows.
         cells: Every counted cell, sorted by `CELL`: columns of `count_dimension`; prior_lift, what
             neighbouring cells say; cell, its number; and of those that may stand in a document
             the columns of `compute_q_values`, null in the others.
@@ -112,8 +114,18 @@ def take_survey(
         select_population(leads, touches, client_ids, as_of, config)
     )
     dimensions = list_dimensions(population.touches.columns)
+    # The longest first: the others fill the cores beside it.
+    evaluations, transitions, durations, *cells = run_together(
+        [
+            lambda: _evaluate_scores(population, config),
+            lambda: how.describe_transitions(population),
+            lambda: when.summarize_time_to_conversion(population),
+            *(partial(_count_dimension, population, dimension) for dimension in dimensions),
+        ]
+    )
     gates = _find_gates(population, config)
-    counted = _count_cells(population)
+    counted = pl.concat(cells).sort(CELL)
+    counted = counted.with_columns(cell=pl.int_range(counted.height, dtype=pl.Int64))
     is_open = pl.Series([gate[PatternType.WHO] is None for gate in gates], dtype=pl.Boolean)
     judged = compute_q_values(
         counted.filter(
@@ -130,9 +142,9 @@ def take_survey(
         summary=_summarize(population),
         notes=pl.concat([population.notes, _note_rare_values(counted)]),
         gates=gates,
-        evaluations=_evaluate_scores(population, config),
-        durations=when.summarize_time_to_conversion(population),
-        transitions=how.describe_transitions(population),
+        evaluations=evaluations,
+        durations=durations,
+        transitions=transitions,
         bookings=how.describe_booking_channels(population),
     )
 
@@ -230,19 +242,15 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {line}"[:500]
 
 
-def _count_cells(population: Population) -> pl.DataFrame:
-    """Count all cells of all four detectors, with what neighbouring cells say of each."""
-    parts = []
-    for dimension in list_dimensions(population.touches.columns):
-        cells = count_dimension(population, dimension)
-        near = (
-            when.compute_neighbour_lift(cells, dimension)
-            if dimension.neighbours
-            else pl.Series("prior_lift", [None] * cells.height, dtype=pl.Float64)
-        )
-        parts.append(cells.with_columns(near))
-    counted = pl.concat(parts).sort(CELL)
-    return counted.with_columns(cell=pl.int_range(counted.height, dtype=pl.Int64))
+def _count_dimension(population: Population, dimension: Dimension) -> pl.DataFrame:
+    """Cells of one dimension, with what neighbouring cells say of each."""
+    cells = count_dimension(population, dimension)
+    near = (
+        when.compute_neighbour_lift(cells, dimension)
+        if dimension.neighbours
+        else pl.Series("prior_lift", [None] * cells.height, dtype=pl.Float64)
+    )
+    return cells.with_columns(near)
 
 
 def _summarize(population: Population) -> pl.DataFrame:

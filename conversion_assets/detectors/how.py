@@ -9,7 +9,11 @@ import polars as pl
 
 from conversion_assets.detectors.cells import Dimension, count_cells, summarize_cells
 from conversion_assets.detectors.documents import EstimateTable, Header, find_best
-from conversion_assets.detectors.population import SEQUENCE_SEPARATOR, Population
+from conversion_assets.detectors.population import (
+    SEQUENCE_SEPARATOR,
+    Population,
+    find_lead_starts,
+)
 from conversion_assets.domain.patterns import HowPattern
 from conversion_assets.domain.terms import TIERS, PatternType
 from conversion_assets.stats.markov import (
@@ -81,31 +85,39 @@ def discover_sequences(population: Population) -> Population:
 
 def describe_transitions(population: Population) -> list[dict[str, Any]]:
     """Channel-to-channel steps and removal effects per client, in client order."""
-    ended = population.followed.select("client", "lead_id", "is_converted")
-    paths = (
-        population.touches.select("client", "lead_id", "touch_number", "channel")
-        .join(ended, on=["client", "lead_id"])
+    touches, clients = population.touches, len(population.client_ids)
+    starts = find_lead_starts(touches)
+    leads = (
+        touches.select("client", "lead_id")[starts]
+        .join(
+            population.followed.select("client", "lead_id", "is_converted"),
+            on=["client", "lead_id"],
+            how="left",
+            maintain_order="left",
+        )
         .join(
             population.leads.select("client", "lead_id", is_settled=pl.lit(True)),
             on=["client", "lead_id"],
             how="left",
+            maintain_order="left",
         )
-        .sort("client", "lead_id", "touch_number")
-        .with_columns(path=pl.struct("client", "lead_id").rle_id())
     )
-    names = sorted(paths["channel"].unique().to_list())
-    clients = len(population.client_ids)
+    path = np.repeat(np.arange(starts.size), np.diff(np.append(starts, touches.height)))
+    is_followed = leads["is_converted"].is_not_null().to_numpy()[path]
+    channels = population.encode("touches", "channel")
+    used, code = np.unique(channels.codes[is_followed], return_inverse=True)
+    names = channels.values.gather(used).to_list()
     if not names:
         return [{"steps": [], "removal_effects": []} for _ in range(clients)]
     end = (
         pl.when("is_converted").then(CONVERTED).when("is_settled").then(LOST).otherwise(OPEN)
     )  # a young open lead may still convert: its last step is not counted
-    code = paths["channel"].replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+    path = path[is_followed]
     counts = count_transitions(
-        paths["client"].to_numpy().astype(np.int64),
-        paths["path"].to_numpy().astype(np.int64),
-        code.to_numpy(),
-        paths.select(end.cast(pl.Int64)).to_series().to_numpy(),
+        population.clients("touches")[is_followed],
+        path,
+        code,
+        leads.select(end.cast(pl.Int64)).to_series().to_numpy()[path],
         groups=clients,
         channels=len(names),
     )

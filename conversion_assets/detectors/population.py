@@ -9,9 +9,11 @@ Touches count while their lead is at risk: made in the window, not after the lea
 old enough for their own outcome to be known.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -38,7 +40,7 @@ class Population:
     """Rows that the detectors may count, as of one moment.
 
     Attributes:
-        client_ids: Sorted ids; a row's `client` is the index into this list.
+        client_ids: Ids in the order of their rows; a row's `client` is the index into this list.
         as_of: Nothing later is known.
         leads: One row per mature lead: client, is_converted (outcome), month, channel (of the
             first touch), and the attributes of `lead_features`.
@@ -63,6 +65,9 @@ class Population:
     # Not carried over by `replace`: what was made of another frame would be wrong.
     _made: dict[tuple[str, str], Any] = field(
         init=False, repr=False, compare=False, default_factory=dict
+    )
+    _locks: defaultdict[tuple[str, str], Lock] = field(
+        init=False, repr=False, compare=False, default_factory=lambda: defaultdict(Lock)
     )
 
     def frame(self, rows: Rows) -> pl.DataFrame:
@@ -118,10 +123,23 @@ class Population:
 
     def _once(self, rows: Rows, key: str, make: Callable[[pl.DataFrame], Result]) -> Result:
         """What is made of a frame, made once: some seventy counts share a dozen columns."""
-        if (rows, key) not in self._made:
-            self._made[rows, key] = make(self.frame(rows))
-        made: Result = self._made[rows, key]
+        with self._locks[rows, key]:
+            if (rows, key) not in self._made:
+                self._made[rows, key] = make(self.frame(rows))
+            made: Result = self._made[rows, key]
         return made
+
+
+def find_lead_starts(touches: pl.DataFrame) -> NDArray[np.int64]:
+    """Places of the rows at which another lead begins; the touches of a lead stand together."""
+    return find_starts(touches, ["lead_id", "client"])
+
+
+def find_starts(rows: pl.DataFrame, names: Sequence[str]) -> NDArray[np.int64]:
+    """Places of the rows that differ from the row above in some of the columns, the first too."""
+    differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift(1)) for name in names)
+    is_first = rows.select(first=differs | (pl.int_range(pl.len()) == 0))["first"]
+    return np.flatnonzero(is_first.to_numpy())
 
 
 def select_population(
@@ -146,9 +164,11 @@ def select_population(
             hold too few conversions to learn them from. Not given: (as_of - window_days, as_of].
 
     Returns:
-        The population; frames are sorted by client and a key of their own.
+        The population; frames are sorted by client and a key of their own. Clients are in the
+        order in which the rows list them, so that no row has to be moved, or else in the order of
+        their ids.
     """
-    ids = sorted(set(client_ids))
+    ids = _order_clients(leads, touches, client_ids)
     index = pl.DataFrame({"client": range(len(ids))}, schema={"client": pl.Int32})
     start = as_of - timedelta(days=config.window_days)
     counted_from, counted_to = window or (start, as_of)
@@ -223,8 +243,27 @@ def _days(duration: pl.Expr) -> pl.Expr:
     return duration.dt.total_microseconds() / 86_400e6
 
 
-def _month(column: str) -> pl.Expr:
-    return (pl.col(column).dt.year() * 12 + pl.col(column).dt.month()).cast(pl.Int32)
+def _month(column: pl.Series) -> pl.Series:
+    """Months since the year 0, by way of the few days there are: calendars are slow to compute."""
+    day = encode(column.cast(pl.Date).to_physical())
+    days = day.values.cast(pl.Date)
+    return (days.dt.year() * 12 + days.dt.month()).cast(pl.Int32).gather(day.codes)
+
+
+def _order_clients(
+    leads: pl.DataFrame, touches: pl.DataFrame, client_ids: Sequence[str]
+) -> list[str]:
+    """Clients as both frames list them, those without leads last; sorted where they do not."""
+    wanted = sorted(set(client_ids))
+    listed, of_touches = (
+        rows["client_id"].rle().struct.field("value") for rows in (leads, touches)
+    )
+    if len(listed) > listed.n_unique() or len(of_touches) > of_touches.n_unique():
+        return wanted
+    if not of_touches.equals(listed.filter(listed.is_in(of_touches.implode()))):
+        return wanted
+    known = listed.drop_nulls().to_list()
+    return [*(c for c in known if c in set(wanted)), *sorted(set(wanted) - set(known))]
 
 
 def _own(rows: pl.DataFrame, ids: list[str], is_known: pl.Expr, key: list[str]) -> pl.DataFrame:
@@ -233,25 +272,36 @@ def _own(rows: pl.DataFrame, ids: list[str], is_known: pl.Expr, key: list[str]) 
     The frames are some sixty columns wide. A store hands them out in order and complete, and then
     not a row is moved.
     """
-    coded = encode(rows["client_id"])
-    place = pl.Series(ids, dtype=pl.String)
-    index_of = coded.values.replace_strict(
-        place, range(len(ids)), default=None, return_dtype=pl.Int32
+    runs = rows["client_id"].rle().struct.unnest()
+    index_of = runs["value"].replace_strict(
+        pl.Series(ids, dtype=pl.String), range(len(ids)), default=None, return_dtype=pl.Int32
     )
-    numbered = rows.with_columns(client=index_of.gather(coded.codes))
+    place = np.repeat(np.arange(runs.height), runs["len"].to_numpy())
+    numbered = rows.with_columns(client=index_of.gather(place))
     wanted = numbered.select(w=pl.col("client").is_not_null() & is_known)["w"]
     found = numbered if wanted.all() else numbered.filter(wanted)
     return found if _is_in_order(found, key) else found.sort(key)
 
 
 def _is_in_order(rows: pl.DataFrame, key: list[str]) -> bool:
-    """Whether rows already ascend by their key."""
-    ascends, ties = pl.lit(value=False), pl.lit(value=True)
-    for name in key:
-        before = pl.col(name).shift(1)
-        ascends |= ties & (pl.col(name) > before)
-        ties &= pl.col(name) == before
-    return bool(rows.lazy().select((ascends | ties).slice(1).all()).collect().item())
+    """Whether rows already ascend by their key.
+
+    Rows with the same key but for its last column are few runs, so only the runs' texts are
+    compared for their order.
+    """
+    *names, last = key
+    starts = find_starts(rows, names)
+    ascends = rows.select(a=(pl.col(last) > pl.col(last).shift(1)).fill_null(value=False))["a"]
+    follows = ascends.to_numpy().copy()
+    follows[starts] = True
+    if not follows.all():
+        return False
+    runs = rows.select(names)[starts]
+    ascend, ties = pl.lit(value=False), pl.lit(value=True)
+    for name in names:
+        ascend |= ties & (pl.col(name) > pl.col(name).shift(1))
+        ties &= pl.col(name) == pl.col(name).shift(1)
+    return bool(runs.lazy().select(ascend.slice(1).all()).collect().item())
 
 
 def _know_leads(leads: pl.DataFrame, ids: list[str], as_of: datetime) -> pl.DataFrame:
@@ -260,7 +310,7 @@ def _know_leads(leads: pl.DataFrame, ids: list[str], as_of: datetime) -> pl.Data
     return known.with_columns(
         is_converted=pl.col("converted_at").is_not_null() & (pl.col("converted_at") <= as_of),
         age_days=_days(pl.lit(as_of) - pl.col("created_at")),
-        month=_month("created_at"),
+        month=_month(known["created_at"]),
         # A score given later is a fact from after as_of; one without a time counts.
         **{
             name: pl.when((pl.col("scored_at") <= as_of).fill_null(True)).then(name)
@@ -280,7 +330,7 @@ def _know_touches(touches: pl.DataFrame, ids: list[str], as_of: datetime) -> pl.
             & pl.col("lead_converted_at").is_not_null()
             & (pl.col("lead_converted_at") <= as_of)
         ),
-        month=_month("occurred_at"),
+        month=_month(known["occurred_at"]),
         tier=pl.when((pl.col("lead_scored_at") <= as_of).fill_null(True)).then("tier"),
         touch_stratum=pl.col("touch_number").clip(1, LAST_TOUCH_STRATUM).cast(pl.Int32),
     )
@@ -385,12 +435,7 @@ def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame
     steps = touches.filter(
         (pl.col("touch_number") <= LONGEST_SEQUENCE) & ~pl.col("is_after_conversion")
     ).select("client", "lead_id", "channel")
-    is_first = steps.select(
-        first=pl.any_horizontal(
-            pl.col(name).ne_missing(pl.col(name).shift(1)) for name in ("client", "lead_id")
-        )
-    )["first"]
-    starts = np.flatnonzero(is_first.to_numpy())
+    starts = find_lead_starts(steps)
     lead = np.repeat(np.arange(starts.size), np.diff(np.append(starts, steps.height)))
     step = np.arange(steps.height) - starts[lead] + 1
     place = steps[starts].join(

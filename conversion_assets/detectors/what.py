@@ -74,10 +74,9 @@ def _bin_length() -> pl.Expr:
 
 
 def _cut(length: pl.Expr, bins: tuple[tuple[str, int], ...]) -> pl.Expr:
-    number = pl.lit(None, dtype=pl.Int8)
-    for place, (_, highest) in reversed(list(enumerate(bins))):
-        number = pl.when(length <= highest).then(pl.lit(place, pl.Int8)).otherwise(number)
-    return pl.when(length > 0).then(number)
+    highest = pl.lit(pl.Series([highest for _, highest in bins], dtype=pl.Int32))
+    place = highest.search_sorted(length.cast(pl.Int32), side="left").cast(pl.Int8)
+    return pl.when(length > 0).then(place)
 
 
 def _label_length(number: pl.Expr) -> pl.Expr:

@@ -63,10 +63,13 @@ def build_dimensions() -> list[Dimension]:
 def _bin_gap() -> pl.Expr:
     """Number of the bin that the days since the previous touch fall in."""
     days = pl.col("gap_days").round(0).cast(pl.Int32)
-    number = pl.lit(None, dtype=pl.Int8)
-    for place, (_, _, highest) in reversed(list(enumerate(GAP_BINS))):
-        number = pl.when(days <= highest).then(pl.lit(place, pl.Int8)).otherwise(number)
-    return number
+    # The bins begin at consecutive days or a few apart, so a table by day is short.
+    first_open = GAP_BINS[-1][1]
+    bin_of = [
+        next(place for place, (_, _, highest) in enumerate(GAP_BINS) if day <= highest)
+        for day in range(first_open + 1)
+    ]
+    return pl.lit(pl.Series(bin_of, dtype=pl.Int8)).gather(days.clip(0, first_open))
 
 
 def _label_gap(number: pl.Expr) -> pl.Expr:

@@ -92,8 +92,9 @@ def test_leads_and_touches_are_those_of_the_rule(seed):
         assert channel == first, lead
     sizes = {c: [r for r in mature if r["client_id"] == c] for c in IDS}
     assert found.summary.select("n", "k").rows() == [
-        (len(sizes[c]), sum(r["is_converted"] for r in sizes[c])) for c in IDS
+        (len(sizes[c]), sum(r["is_converted"] for r in sizes[c])) for c in found.client_ids
     ]
+    assert sorted(found.client_ids) == sorted(IDS)
 
 
 @settings(max_examples=120, deadline=None)
