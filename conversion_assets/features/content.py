@@ -104,7 +104,7 @@ class _Words(NamedTuple):
     """Normalised words of texts, and how many words of the text as it is."""
 
     words: pl.Series
-    count: pl.Series
+    counts: pl.Series
 
 
 def _read_words(texts: pl.Series) -> _Words:
@@ -400,7 +400,7 @@ def _match_subjects(subjects: pl.Series, vocabulary: ContentVocabulary) -> pl.Da
         )
         return pl.concat(
             [
-                pl.DataFrame({"subject_words": read.words, "subject_count": read.count}),
+                pl.DataFrame({"subject_words": read.words, "subject_count": read.counts}),
                 patterns,
                 _match_categories(read.words, "subject_", vocabulary),
             ],
@@ -416,7 +416,7 @@ def _match_bodies(bodies: pl.Series, vocabulary: ContentVocabulary) -> pl.DataFr
         frame = pl.DataFrame(
             {
                 "body_words": read.words,
-                "body_count": read.count,
+                "body_count": read.counts,
                 "body_chars": texts.str.len_chars(),
             }
         )

@@ -4,11 +4,17 @@ A refresh reads what changed since the stored watermark, finds the leads concern
 those again; content of their unchanged activities is taken from the store. It gives the same store
 as computing everything anew, which is what happens when the feature code or the vocabulary
 changed, when the watermark belongs to another database, and on request.
+
+Rows of the leads concerned are written beside the buckets, as a segment of the store. Buckets of
+which much changed, or whose clients moved to another zone, came or went, are written whole.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import polars as pl
 from sqlalchemy import Engine
@@ -16,7 +22,7 @@ from sqlalchemy import Engine
 from conversion_assets.domain.content import DEFAULT_VOCABULARY, ContentVocabulary
 from conversion_assets.domain.terms import BOOKING_ACTION
 from conversion_assets.features import Features, build_features, feature_version
-from conversion_assets.features.frames import NOTE_SCHEMA
+from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NOTE_SCHEMA
 from conversion_assets.storage.columnar import (
     TABLES,
     FeatureStore,
@@ -30,11 +36,21 @@ from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_sn
 LEADS_PER_READ = 20_000
 """Leads whose activities are in memory at once: some 200,000 activities, 0.2 GB with text."""
 
+WHOLE_SHARE = 0.25
+"""Share of a bucket's leads that may have changed before it is written whole: about where reading
+single leads by key takes as long as reading all."""
+
+TOUCHES_PER_LOOK = 2_000_000
+"""Stored touches whose keys are in memory at once: 0.3 GB."""
+
 Progress = Callable[[int, int], None]
 """Called with buckets done and buckets to do."""
 
 _LEAD = ["client_id", "lead_id"]
 _ACTIVITY = ["client_id", "activity_id"]
+_CONTENT = ["content_snapshot", "metadata"]
+_PLAIN = [name for name in ACTIVITY_COLUMNS if name not in _CONTENT]
+_T = TypeVar("_T")
 _BOOKINGS: dict[str, pl.DataType] = {
     name: pl.String() for name in ("client_id", "lead_id", "activity_id")
 }
@@ -80,6 +96,32 @@ class _Changes:
         keys = (self.leads, self.activities, self.deleted_leads, self.deleted_activities)
         found = {client_id for frame in keys for client_id in frame["client_id"].unique().to_list()}
         return found | self.clients
+
+    @cached_property
+    def lead_counts(self) -> dict[str, int]:
+        """Leads by client that changed themselves or of which an activity did."""
+        keys = (self.leads, self.deleted_leads, self.activities.select(_LEAD))
+        return dict(pl.concat(keys).unique().group_by("client_id").len().iter_rows())
+
+    def of_clients(self, client_ids: Collection[str]) -> "_Changes":
+        """Changes of some clients."""
+        chosen = pl.col("client_id").is_in(list(client_ids))
+        return _Changes(
+            leads=self.leads.filter(chosen),
+            activities=self.activities.filter(chosen),
+            deleted_leads=self.deleted_leads.filter(chosen),
+            deleted_activities=self.deleted_activities.filter(chosen),
+            clients=self.clients & frozenset(client_ids),
+        )
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Raw rows of some leads, and the buckets that are complete with them."""
+
+    leads: pl.DataFrame
+    activities: pl.DataFrame
+    completes: list[int]
 
 
 @dataclass(frozen=True)
@@ -167,10 +209,10 @@ def _read_changes(
 ) -> _Changes | None:
     """What changed since the store's watermark; None where that cannot be told."""
     since = Watermark.parse(str((base.watermark or {}).get("source")))
-    leads = snapshot.changes("leads", since)
-    if leads.is_complete:
+    if not snapshot.knows(since):
         return None
-    activities = snapshot.changes("activities", since)
+    leads = snapshot.changes("leads", since, columns=())
+    activities = snapshot.changes("activities", since, columns=["lead_id"])
     zones = dict(clients.select("id", "timezone").iter_rows())
     # A new zone moves local times; clients that came or went are read or removed whole.
     moved = {c for c in zones.keys() | base.zones.keys() if zones.get(c, c) != base.zones.get(c, c)}
@@ -185,7 +227,7 @@ def _read_changes(
 
 
 class _Refresh:
-    """One refresh at work: bucket after bucket, so that memory does not grow with the clients."""
+    """One refresh at work, some buckets at a time: memory does not grow with the clients."""
 
     def __init__(
         self,
@@ -213,8 +255,11 @@ class _Refresh:
         buckets: dict[int, list[str]] = {}
         for client_id in sorted(client_ids):
             buckets.setdefault(bucket_of(client_id), []).append(client_id)
-        for done, (bucket, ids) in enumerate(sorted(buckets.items()), start=1):
-            self._refresh_bucket(bucket, ids)
+        buckets = dict(sorted(buckets.items()))
+        finished = self._load(buckets) if self._changes is None else self._update(buckets)
+        done = 0
+        for count in finished:
+            done += count
             if progress is not None:
                 progress(done, len(buckets))
 
@@ -227,16 +272,172 @@ class _Refresh:
             .sort("client_id", "reason")
         )
 
-    def _refresh_bucket(self, bucket: int, ids: list[str]) -> None:
+    # -- everything anew ---------------------------------------------------------------------
+
+    def _load(self, buckets: Mapping[int, list[str]]) -> Iterator[int]:
+        """Compute all clients: rows are read and files written while others are computed."""
+        parts: list[_Part] = []
+        with ThreadPoolExecutor(1) as writing:
+            last: Future[None] | None = None
+            for given in _read_ahead(self._inputs(buckets)):
+                parts.append(self._build(given.leads, given.activities, None))
+                if given.completes:
+                    # One write at a time: a third set of rows would be in memory.
+                    if last is not None:
+                        last.result()
+                    tables = self._collect(parts)
+                    last = writing.submit(self._write_buckets, buckets, given.completes, tables)
+                    parts = []
+                    yield len(given.completes)
+            if last is not None:
+                last.result()
+
+    def _inputs(self, buckets: Mapping[int, list[str]]) -> Iterator[_Input]:
+        counts = dict(self._snapshot.count_rows("leads").iter_rows())
+        sizes = {bucket: sum(counts.get(c, 0) for c in ids) for bucket, ids in buckets.items()}
+        for group in _group(sizes, LEADS_PER_READ):
+            ids = [client_id for bucket in group for client_id in buckets[bucket]]
+            leads = self._snapshot.rows_of_clients("leads", ids, LEAD_COLUMNS)
+            if leads.height > LEADS_PER_READ:
+                yield from self._inputs_by_lead(leads.sort("client_id", "id"), group)
+                continue
+            rows = self._snapshot.rows_of_clients("activities", ids, ACTIVITY_COLUMNS)
+            keys = leads.select("client_id", lead_id="id")
+            yield _Input(leads, rows.join(keys, on=_LEAD, how="semi"), group)
+
+    def _inputs_by_lead(self, leads: pl.DataFrame, group: list[int]) -> Iterator[_Input]:
+        for start in range(0, leads.height, LEADS_PER_READ):
+            part = leads.slice(start, LEADS_PER_READ)
+            keys = part.select("client_id", lead_id="id")
+            is_last = start + part.height == leads.height
+            activities = self._snapshot.activities_of(keys, ACTIVITY_COLUMNS)
+            yield _Input(part, activities, group if is_last else [])
+
+    def _write_buckets(
+        self,
+        buckets: Mapping[int, list[str]],
+        group: list[int],
+        tables: Mapping[Table, pl.DataFrame],
+    ) -> None:
+        for bucket in group:
+            own = tables
+            if len(group) > 1:
+                chosen = pl.col("client_id").is_in(buckets[bucket])
+                own = {table: rows.filter(chosen) for table, rows in tables.items()}
+            self._writer.replace_clients(bucket, buckets[bucket], own)
+
+    # -- what changed ------------------------------------------------------------------------
+
+    def _update(self, buckets: Mapping[int, list[str]]) -> Iterator[int]:
+        assert self._changes is not None  # noqa: S101 - the caller looked
+        whole = [bucket for bucket, ids in buckets.items() if self._is_whole(ids, self._changes)]
+        for bucket in self._writer.due_buckets():
+            if bucket not in whole:
+                self._writer.absorb(bucket)
+        for bucket in whole:
+            self._refresh_bucket(bucket, buckets[bucket], self._changes.of_clients(buckets[bucket]))
+            yield 1
+        known = self._writer.base.clients
+        touches = {
+            bucket: sum(known[client_id].touches for client_id in ids if client_id in known)
+            for bucket, ids in buckets.items()
+            if bucket not in whole
+        }
+        for group in _group(touches, TOUCHES_PER_LOOK):
+            ids = [client_id for bucket in group for client_id in buckets[bucket]]
+            self._refresh_leads(group, self._changes.of_clients(self._live.intersection(ids)))
+            yield len(group)
+
+    def _is_whole(self, ids: list[str], changes: _Changes) -> bool:
+        """Whether a bucket is better written whole than lead by lead."""
+        known = self._writer.base.clients
+        has = sum(known[client_id].leads for client_id in ids if client_id in known)
+        changed = sum(changes.lead_counts.get(client_id, 0) for client_id in ids)
+        return not changes.clients.isdisjoint(ids) or changed > WHOLE_SHARE * has
+
+    def _refresh_bucket(self, bucket: int, ids: list[str], changes: _Changes) -> None:
+        """Write a bucket whole; rows of leads that are not concerned stay as they are."""
         stored = {table: self._stored(table, bucket, ids) for table in TABLES}
         live = [client_id for client_id in ids if client_id in self._live]
-        leads = self._snapshot.changes("leads", None, live).rows
-        concerned = self._concerned(leads, stored)
-        known = self._known_content(concerned, stored["touch_features"])
-        gone = [frame.join(concerned, on=_LEAD, how="anti") for frame in stored.values()]
+        leads = self._snapshot.rows_of_clients("leads", live, LEAD_COLUMNS)
+        now = leads.select("client_id", lead_id="id")
+        before = stored["lead_features"].select(_LEAD)
+        every = pl.concat([now, before]).filter(pl.col("client_id").is_in(list(changes.clients)))
+        owners = pl.concat([now, before])["client_id"].unique().to_list()
+        concerned = (
+            pl.concat([every, _concerned(changes, stored)])
+            .filter(pl.col("client_id").is_in(owners))
+            .unique()
+        )
+        known = _known_content(changes, stored["touch_features"], concerned)
+        rows = leads.join(concerned, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
+        tables = self._collect(list(self._compute(rows, known)))
         alive = pl.col("client_id").is_in(live)
-        kept = dict(zip(stored, (frame.filter(alive) for frame in gone), strict=True))
-        parts = list(self._compute(leads, concerned, known))
+        kept = {t: f.join(concerned, on=_LEAD, how="anti").filter(alive) for t, f in stored.items()}
+        self._writer.replace_clients(
+            bucket, ids, {table: pl.concat([kept[table], tables[table]]) for table in TABLES}
+        )
+
+    def _stored(self, table: Table, bucket: int, ids: Collection[str]) -> pl.DataFrame:
+        """Rows in the store that may stay as they are."""
+        stored = self._writer.read_bucket(table, bucket)
+        if stored is None:
+            return pl.DataFrame(schema=self._schemas[table])
+        return stored.filter(pl.col("client_id").is_in(list(ids)))
+
+    def _refresh_leads(self, group: list[int], changes: _Changes) -> None:
+        """Write the leads concerned beside their buckets."""
+        concerned = _concerned(changes, self._find_activities(group, changes))
+        before: dict[Table, pl.DataFrame] = {
+            table: self._writer.read_leads(table, group, concerned) for table in TABLES
+        }
+        known = _known_content(changes, before["touch_features"], concerned)
+        leads = self._snapshot.leads_of(concerned, LEAD_COLUMNS)
+        tables = self._collect(list(self._compute(leads, known)))
+        self._writer.replace_leads(concerned, before, tables)
+
+    def _find_activities(self, group: list[int], changes: _Changes) -> dict[Table, pl.DataFrame]:
+        """Keys of stored rows whose activity changed or was deleted."""
+        moved = _moved(changes)
+        tables: tuple[Table, ...] = ("touch_features", "bookings") if moved.height else ()
+        found: dict[Table, pl.DataFrame] = {}
+        for table in tables:
+            rows = self._writer.read_columns(table, group, [*_LEAD, "activity_id"])
+            found[table] = rows.join(moved, on=_ACTIVITY, how="semi")
+        return found
+
+    # -- both --------------------------------------------------------------------------------
+
+    def _compute(self, leads: pl.DataFrame, known: pl.DataFrame) -> Iterator[_Part]:
+        """Features of some leads, some thousands at a time."""
+        for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_READ):
+            keys = part.select("client_id", lead_id="id")
+            content = known.join(keys, on=_LEAD, how="semi")
+            yield self._build(part, self._read_activities(keys, content), content)
+
+    def _read_activities(self, keys: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+        """Activities of some leads; content, nine tenths of the bytes, only where it is unknown."""
+        rows = self._snapshot.activities_of(keys, _PLAIN)
+        unread = rows.join(
+            known, left_on=["client_id", "id"], right_on=_ACTIVITY, how="anti"
+        ).select("client_id", "id")
+        content = self._snapshot.activities_by_id(unread, _CONTENT)
+        return rows.join(content, on=["client_id", "id"], how="left")
+
+    def _build(
+        self, leads: pl.DataFrame, activities: pl.DataFrame, known: pl.DataFrame | None
+    ) -> _Part:
+        features = build_features(
+            self._clients, leads, activities, self._vocabulary, known_content=known
+        )
+        bookings = activities.filter(pl.col("action") == BOOKING_ACTION).select(
+            "client_id", "lead_id", activity_id="id"
+        )
+        return _Part(features, bookings, leads.height + activities.height)
+
+    def _collect(self, parts: Sequence[_Part]) -> dict[Table, pl.DataFrame]:
+        """Rows of all parts by table; counted, and their notes kept."""
+        none = {table: pl.DataFrame(schema=schema) for table, schema in self._schemas.items()}
         tables: dict[Table, list[pl.DataFrame]] = {
             "lead_features": [part.features.leads for part in parts],
             "touch_features": [part.features.touches for part in parts],
@@ -245,77 +446,64 @@ class _Refresh:
         self.rows_read += sum(part.rows_read for part in parts)
         self.rows_written += sum(frame.height for frames in tables.values() for frame in frames)
         self._notes += [part.features.notes for part in parts]
-        self._writer.replace_clients(
-            bucket, ids, {t: pl.concat([kept[t], *frames]) for t, frames in tables.items()}
-        )
+        return {table: pl.concat([none[table], *frames]) for table, frames in tables.items()}
 
-    def _stored(self, table: Table, bucket: int, ids: Collection[str]) -> pl.DataFrame:
-        """Rows in the store that may stay as they are."""
-        schema = self._schemas[table]
-        if self._changes is None:
-            return pl.DataFrame(schema=schema)
-        stored = self._writer.read_bucket(table, bucket)
-        if stored is None:
-            return pl.DataFrame(schema=schema)
-        return stored.filter(pl.col("client_id").is_in(list(ids)))
 
-    def _concerned(self, leads: pl.DataFrame, stored: dict[Table, pl.DataFrame]) -> pl.DataFrame:
-        """Keys of leads that must be computed again or that are gone."""
-        now = leads.select("client_id", lead_id="id")
-        changes = self._changes
-        if changes is None:
-            return now
-        before = stored["lead_features"].select(_LEAD)
-        every = pl.concat([now, before]).filter(pl.col("client_id").is_in(list(changes.clients)))
-        # An activity that moved to another lead or was deleted concerns the lead it was of.
-        moved = pl.concat([changes.activities.select(_ACTIVITY), changes.deleted_activities])
-        was_of = [
-            stored[table].select(*_LEAD, "activity_id").join(moved, on=_ACTIVITY, how="semi")
-            for table in ("touch_features", "bookings")
-        ]
-        keys = [
-            every,
-            changes.leads,
-            changes.deleted_leads,
-            changes.activities.select(_LEAD),
-            *(frame.select(_LEAD) for frame in was_of),
-        ]
-        ids = now["client_id"].unique().to_list() + before["client_id"].unique().to_list()
-        of_bucket = pl.concat(keys).filter(pl.col("client_id").is_in(ids))
-        return of_bucket.unique().sort(_LEAD)
+def _moved(changes: _Changes) -> pl.DataFrame:
+    """Activities that changed, and may have been of another lead, or are gone."""
+    return pl.concat([changes.activities.select(_ACTIVITY), changes.deleted_activities])
 
-    def _known_content(self, concerned: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame:
-        """Stored content of activities that did not change, of leads whose own row did not."""
-        changes = self._changes
-        if changes is None:
-            return touches
-        return (
-            touches.join(concerned, on=_LEAD, how="semi")
-            .join(changes.leads, on=_LEAD, how="anti")
-            .join(changes.activities, on=_ACTIVITY, how="anti")
-        )
 
-    def _compute(
-        self, leads: pl.DataFrame, concerned: pl.DataFrame, known: pl.DataFrame
-    ) -> Iterator[_Part]:
-        """Features of the concerned leads, some thousands at a time."""
-        rows = leads.join(concerned, left_on=["client_id", "id"], right_on=_LEAD, how="semi").sort(
-            "client_id", "id"
-        )
-        for part in rows.iter_slices(LEADS_PER_READ):
-            keys = part.select("client_id", lead_id="id")
-            activities = self._snapshot.activities_of(keys)
-            features = build_features(
-                self._clients,
-                part,
-                activities,
-                self._vocabulary,
-                known_content=known.join(keys, on=_LEAD, how="semi"),
-            )
-            bookings = activities.filter(pl.col("action") == BOOKING_ACTION).select(
-                "client_id", "lead_id", activity_id="id"
-            )
-            yield _Part(features, bookings, part.height + activities.height)
+def _concerned(changes: _Changes, stored: Mapping[Table, pl.DataFrame]) -> pl.DataFrame:
+    """Keys of leads that must be computed again or that are gone.
+
+    An activity that moved to another lead or was deleted concerns the lead it was of.
+    """
+    was_of = [
+        stored[table].join(_moved(changes), on=_ACTIVITY, how="semi").select(_LEAD)
+        for table in stored
+        if table != "lead_features"
+    ]
+    keys = [changes.leads, changes.deleted_leads, changes.activities.select(_LEAD), *was_of]
+    return pl.concat(keys).unique().sort(_LEAD)
+
+
+def _known_content(
+    changes: _Changes, touches: pl.DataFrame, concerned: pl.DataFrame
+) -> pl.DataFrame:
+    """Stored content of activities that did not change, of leads whose own row did not."""
+    return (
+        touches.join(concerned, on=_LEAD, how="semi")
+        .join(changes.leads, on=_LEAD, how="anti")
+        .join(changes.activities, on=_ACTIVITY, how="anti")
+    )
+
+
+def _group(sizes: Mapping[int, int], most: int) -> list[list[int]]:
+    """Buckets in their order, so many together as are not larger than `most`.
+
+    Example:
+        >>> _group({3: 4, 5: 5, 7: 2, 9: 30, 11: 1}, 10)
+        [[3, 5], [7], [9], [11]]
+    """
+    groups: list[list[int]] = []
+    size = 0
+    for bucket, added in sizes.items():
+        if not groups or size + added > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(bucket)
+        size += added
+    return groups
+
+
+def _read_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items, the next of which is made by a thread while the caller has the one before."""
+    with ThreadPoolExecutor(1) as reading:
+        coming = reading.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reading.submit(next, items, None)
+            yield item
 
 
 def feature_schemas(

@@ -5,12 +5,17 @@ Layout, in a local folder or under an ``s3://`` prefix::
     manifest.json                            the only entry; replaced whole
     lead_features/b07-<random>.parquet       never changed once written
     touch_features/b07-<random>.parquet
+    touch_features/s-<random>.parquet        of a segment, and the leads it replaces:
+    keys/s-<random>.parquet
 
 A client's rows lie in the bucket its id hashes to, so that ten thousand clients are not ten
-thousand files, and a change of one client rewrites one bucket. A write puts new files beside the
-old ones and then replaces the manifest: a reader sees the state before or after it, never a
-mixture, and a write that dies in between changes nothing. Files that no manifest of the last two
-names are collected by a later write.
+thousand files, and a change of one client rewrites one bucket. A small change of many clients does
+not: it is a segment, rows of some leads that stand in place of all earlier rows of those leads.
+Later writes rewrite buckets for which many segments count, some at a time.
+
+A write puts new files beside the old ones and then replaces the manifest: a reader sees the state
+before or after it, never a mixture, and a write that dies in between changes nothing. Files that
+no manifest of the last two names are collected by a later write.
 """
 
 import fcntl
@@ -20,14 +25,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import obstore
 import polars as pl
 from obstore.exceptions import AlreadyExistsError, PreconditionError
@@ -40,13 +45,27 @@ from conversion_assets.domain.errors import (
     NotFoundError,
     SuspiciousReadError,
 )
+from conversion_assets.storage.fingerprints import (
+    NO_ROWS,
+    RowSums,
+    join_sums,
+    move_sums,
+    read_sums,
+    sum_rows,
+    write_sums,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Moves when files or manifest are laid out in another way; other formats are rebuilt."""
 BUCKETS = 64
 """A bucket of a store of 100 million touches has 1.5 million rows: rewritten in about a second."""
 ROW_GROUP_ROWS = 32_768
 """Smallest part that is read for one client; large enough for dictionaries to pay."""
+MEAN_SEGMENTS = 3
+"""Segments that count for a bucket on average before some buckets are rewritten whole. Writes that
+concern all buckets then rewrite a sixth of them each, and none ever has more than eight."""
+MOST_SEGMENTS = 7
+"""Segments that count for a bucket before it is rewritten whatever the others have."""
 ORPHAN_SECONDS = 86_400.0
 """Files of a dead write are kept this long, for they could belong to one still at work."""
 CHECKING_THREADS = 4
@@ -64,6 +83,9 @@ _KEYS: dict[Table, list[str]] = {
     "touch_features": ["client_id", "lead_id", "occurred_at", "activity_id"],
     "bookings": ["client_id", "lead_id", "activity_id"],
 }
+_LEAD = ["client_id", "lead_id"]
+_SEGMENT_KEYS = {"client_id": pl.String(), "lead_id": pl.String(), "bucket": pl.Int8()}
+_SEGMENT_MARK = "/s-"
 _MANIFEST = "manifest.json"
 _DTYPES: dict[str, pl.DataType] = {
     str(dtype): dtype
@@ -82,7 +104,7 @@ class StoredFile(_Record):
     """One Parquet file of a table."""
 
     path: str
-    bucket: int
+    bucket: int | None = Field(None, description="None: of a segment, rows of any bucket")
     rows: int
     bytes: int
     sha256: str
@@ -96,6 +118,20 @@ class StoredClient(_Record):
     fingerprint: str = Field(description="Hash of the client's rows, whatever their files")
 
 
+class Segment(_Record):
+    """Rows of some leads, in place of all rows of those leads that were written before.
+
+    Attributes:
+        buckets: Buckets it counts for; the others were written whole since.
+        keys: Files with client_id, lead_id and bucket of the leads.
+        files: Their rows, by table; a lead without rows has gone.
+    """
+
+    buckets: list[int]
+    keys: list[StoredFile]
+    files: dict[Table, list[StoredFile]]
+
+
 class Manifest(_Record):
     """One consistent version of the store."""
 
@@ -105,6 +141,7 @@ class Manifest(_Record):
     watermark: dict[str, Any] | None = Field(None, description="How far the sources were read")
     columns: dict[str, dict[str, str]] = Field(default_factory=dict)
     files: dict[str, list[StoredFile]] = Field(default_factory=dict)
+    segments: list[Segment] = Field(default_factory=list, description="Oldest first")
     previous_paths: list[str] = Field(default_factory=list)
     zones: dict[str, str | None] = Field(
         default_factory=dict, description="Zone of each live client when it was last read"
@@ -112,8 +149,22 @@ class Manifest(_Record):
     clients: dict[str, StoredClient] = Field(default_factory=dict)
 
     def rows(self, table: Table) -> int:
-        """Rows of a table."""
-        return sum(file.rows for file in self.files.get(table, []))
+        """Rows of a table; of bookings also those that segments replaced."""
+        if table == "lead_features":
+            return sum(client.leads for client in self.clients.values())
+        if table == "touch_features":
+            return sum(client.touches for client in self.clients.values())
+        return sum(file.rows for file in self.table_files(table))
+
+    def table_files(self, table: Table) -> list[StoredFile]:
+        """Files with rows of a table, those of segments last."""
+        of_segments = [f for segment in self.segments for f in segment.files.get(table, [])]
+        return [*self.files.get(table, []), *of_segments]
+
+    def all_files(self) -> list[StoredFile]:
+        """Every file of this version."""
+        tables = [file for table in TABLES for file in self.table_files(table)]
+        return tables + [file for segment in self.segments for file in segment.keys]
 
 
 def bucket_of(client_id: str) -> int:
@@ -126,6 +177,16 @@ def bucket_of(client_id: str) -> int:
     return int.from_bytes(hashlib.sha256(client_id.encode()).digest()[:4], "big") % BUCKETS
 
 
+def is_of_segment(path: str) -> bool:
+    """Whether a file of the store holds rows beside the buckets, of any client.
+
+    Example:
+        >>> is_of_segment("touch_features/s-0f.parquet"), is_of_segment("keys/b07-0f.parquet")
+        (True, False)
+    """
+    return _SEGMENT_MARK in path
+
+
 def compute_fingerprints(tables: Mapping[Table, pl.DataFrame]) -> dict[str, str]:
     """Content hash of each client's rows over all tables.
 
@@ -136,24 +197,9 @@ def compute_fingerprints(tables: Mapping[Table, pl.DataFrame]) -> dict[str, str]
         tables: lead_features and touch_features, in any order of rows.
 
     Returns:
-        Hexadecimal SHA-256 by client id.
+        64 hexadecimal digits by client id; see `storage.fingerprints`.
     """
-    hashes: dict[str, Any] = {}
-    for table in FEATURE_TABLES:
-        frame = tables[table]
-        order = _key_order(frame, _KEYS[table])
-        head = json.dumps([table, {n: str(frame.schema[n]) for n in sorted(frame.columns)}])
-        runs = _runs(_in_order(frame["client_id"], order))
-        for client_id, start, stop in runs:
-            hashed = hashes.setdefault(client_id, hashlib.sha256())
-            hashed.update(f"{head}{stop - start}".encode())
-        # Column after column, so that no second copy of a large client's rows is in memory.
-        for name in sorted(frame.columns):
-            cut = _column_parts(_in_order(frame[name], order))
-            for client_id, start, stop in runs:
-                for piece in cut(start, stop):
-                    hashes[client_id].update(piece)
-    return {client_id: hashed.hexdigest() for client_id, hashed in hashes.items()}
+    return join_sums({table: sum_rows(tables[table], table) for table in FEATURE_TABLES})
 
 
 def _key_order(frame: pl.DataFrame, key: list[str]) -> pl.Series | None:
@@ -180,31 +226,23 @@ def _sorted(frame: pl.DataFrame, key: list[str]) -> pl.DataFrame:
     return frame if order is None else frame.select(pl.all().gather(order))
 
 
-def _runs(ids: pl.Series) -> list[tuple[str, int, int]]:
-    """Client id, first row and row after the last of each run of a sorted column."""
-    runs = ids.rle().struct.unnest()
-    stops = runs["len"].cast(pl.Int64).cum_sum()
-    return list(
-        zip(runs["value"].to_list(), (stops - runs["len"]).to_list(), stops.to_list(), strict=True)
+def _merge_leads(parts: list[pl.DataFrame], key: list[str]) -> pl.DataFrame:
+    """Rows of parts that share no lead, each sorted by a key that begins with it, in its order.
+
+    Only the leads are sorted, not their rows.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = pl.concat(parts)
+    runs = (
+        whole.select(lead=pl.struct(_LEAD).rle())
+        .unnest("lead")
+        .with_columns(start=pl.col("len").cast(pl.Int64).cum_sum() - pl.col("len"))
+        .unnest("value")
+        .sort(_LEAD)
     )
-
-
-def _column_parts(column: pl.Series) -> Callable[[int, int], Iterable[bytes]]:
-    """A function from a range of rows to the bytes that stand for its values."""
-    valid = column.is_not_null().to_numpy().astype(np.uint8)
-    if column.dtype == pl.String:
-        text = column.fill_null("")
-        lengths = text.str.len_bytes().to_numpy().astype("<i8")
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        data = "".join(text.to_list()).encode()
-        return lambda start, stop: (
-            valid[start:stop].tobytes(),
-            lengths[start:stop].tobytes(),
-            data[ends[start] : ends[stop]],
-        )
-    plain = column.to_physical().fill_null(False if column.dtype == pl.Boolean else 0).to_numpy()
-    values = plain.astype(plain.dtype.newbyteorder("<"))
-    return lambda start, stop: (valid[start:stop].tobytes(), values[start:stop].tobytes())
+    places = runs.select(pl.int_ranges("start", pl.col("start") + pl.col("len")).explode())
+    return _sorted(whole.select(pl.all().gather(places.to_series().drop_nulls())), key)
 
 
 class _Backend(Protocol):
@@ -464,19 +502,43 @@ class FeatureStore:
             raise InputError(f"store {self.url}: {table} has no column {', '.join(unknown)}")
         wanted = None if client_ids is None else sorted(set(client_ids) & set(manifest.clients))
         buckets = None if wanted is None else {bucket_of(client_id) for client_id in wanted}
-        files = [
-            self._backend.url_of(file.path)
-            for file in manifest.files[table]
-            if file.rows and (buckets is None or file.bucket in buckets)
-        ]
-        if not files:
-            return pl.DataFrame(schema=schema).select(chosen)
-        scan = pl.scan_parquet(files, storage_options=self._backend.scan_options, glob=False)
-        if wanted is not None:
-            scan = scan.filter(pl.col("client_id").is_in(wanted))
+        files = [f for f in manifest.files[table] if buckets is None or f.bucket in buckets]
         key = _KEYS[table]
         # The key is read for the order even where it was not asked for.
-        return _sorted(scan.select({*chosen, *key}).collect(), key).select(chosen)
+        needed = list(dict.fromkeys([*chosen, *key]))
+
+        def scan(files: list[StoredFile], names: list[str]) -> pl.DataFrame:
+            return self._scan(files, wanted).select(names).collect()
+
+        rows = scan(files, needed) if any(f.rows for f in files) else _none_of(schema, needed)
+        live = self._live_segments(manifest, buckets, scan)
+        parts = [_without(rows, [keys for _, keys in live])]
+        for place, (segment, keys) in enumerate(live):
+            own = [f for f in segment.files.get(table, []) if f.rows]
+            if own:
+                counted = _without(keys, [later for _, later in live[place + 1 :]])
+                parts.append(scan(own, needed).join(counted, on=_LEAD, how="semi"))
+        return _sorted(_merge_leads([_sorted(p, key) for p in parts], key), key).select(chosen)
+
+    def _scan(self, files: list[StoredFile], wanted: Collection[str] | None) -> pl.LazyFrame:
+        urls = [self._backend.url_of(file.path) for file in files if file.rows]
+        rows = pl.scan_parquet(urls, storage_options=self._backend.scan_options, glob=False)
+        return rows if wanted is None else rows.filter(pl.col("client_id").is_in(list(wanted)))
+
+    def _live_segments(
+        self,
+        manifest: Manifest,
+        buckets: Collection[int] | None,
+        scan: Callable[[list[StoredFile], list[str]], pl.DataFrame],
+    ) -> list[tuple[Segment, pl.DataFrame]]:
+        """Segments that count for some buckets, oldest first, each with the leads it replaces."""
+        live = []
+        for segment in manifest.segments:
+            counted = [b for b in segment.buckets if buckets is None or b in buckets]
+            if counted:
+                keys = scan(segment.keys, list(_SEGMENT_KEYS))
+                live.append((segment, keys.filter(pl.col("bucket").is_in(counted)).select(_LEAD)))
+        return live
 
     @contextmanager
     def write(self, *, force: bool = False) -> Iterator["FeatureWriter"]:
@@ -524,6 +586,9 @@ class FeatureStore:
             old = [path for path, _ in self._guarded("list", lambda: list(self._backend.listed()))]
             writer = FeatureWriter(self, manifest, version, force=True)
             try:
+                # Rows that a segment replaced still stand in the file beneath it.
+                writer.absorb(bucket)
+                writer.purge_segments(bucket)
                 removed = writer.erase(bucket, client_id, lead_ids)
                 committed = writer.commit(
                     feature_version=manifest.feature_version,
@@ -538,9 +603,9 @@ class FeatureStore:
             except BaseException:
                 writer.discard()
                 raise
-            named = {file.path for files in committed.files.values() for file in files}
-            mark = f"/b{bucket:02d}-"
-            stale = [path for path in old if mark in f"/{path}" and path not in named]
+            named = {file.path for file in committed.all_files()}
+            marks = (f"/b{bucket:02d}-", _SEGMENT_MARK)
+            stale = [p for p in old if any(m in f"/{p}" for m in marks) and p not in named]
             if stale:
                 self._guarded("delete", lambda: self._backend.delete(stale))
         return removed
@@ -561,8 +626,7 @@ class FeatureStore:
             manifest: The current version.
             now: Seconds since 1970, as the store's own clock tells them.
         """
-        named = {file.path for files in manifest.files.values() for file in files}
-        named |= set(manifest.previous_paths)
+        named = {file.path for file in manifest.all_files()} | set(manifest.previous_paths)
         found = self._guarded("list", lambda: list(self._backend.listed()))
         strange = sorted((path, changed) for path, changed in found if path not in named)
         old = [path for path, changed in strange if changed < now - ORPHAN_SECONDS]
@@ -570,7 +634,7 @@ class FeatureStore:
 
     def find_damaged(self, manifest: Manifest) -> dict[str, str]:
         """What is wrong with each file whose bytes are not those the manifest tells of."""
-        files = [file for table in manifest.files.values() for file in table]
+        files = manifest.all_files()
 
         def check(file: StoredFile) -> str | None:
             found = self._guarded("read", partial(self._backend.get, file.path))
@@ -595,20 +659,32 @@ class FeatureStore:
             table: Which.
             except_: Files that cannot be read.
         """
-        files = [f for f in manifest.files.get(table, []) if f.rows and f.path not in except_]
-        schema = {"client_id": pl.String, "path": pl.String, "rows": pl.Int64}
-        if not files:
-            return pl.DataFrame(schema=schema)
-        scan = pl.scan_parquet(
-            [self._backend.url_of(file.path) for file in files],
-            storage_options=self._backend.scan_options,
-            glob=False,
-            include_file_paths="__url",
-        )
-        counted = scan.group_by("client_id", "__url").agg(rows=pl.len().cast(pl.Int64)).collect()
-        names = {self._backend.url_of(file.path): file.path for file in files}
-        return counted.select(
-            "client_id", pl.col("__url").replace_strict(names, default=None).alias("path"), "rows"
+        names = {"client_id": pl.String(), "path": pl.String(), "rows": pl.Int64()}
+        urls = {self._backend.url_of(file.path): file.path for file in manifest.all_files()}
+
+        def scan(files: list[StoredFile], columns: list[str]) -> pl.DataFrame:
+            readable = [f for f in files if f.rows and f.path not in except_]
+            if not readable:
+                return pl.DataFrame(schema={**_SEGMENT_KEYS, "__url": pl.String()}).select(columns)
+            rows = pl.scan_parquet(
+                [self._backend.url_of(file.path) for file in readable],
+                storage_options=self._backend.scan_options,
+                glob=False,
+                include_file_paths="__url",
+            )
+            return rows.select(columns).collect()
+
+        live = self._live_segments(manifest, None, scan)
+        needed = [*_LEAD, "__url"]
+        parts = [_without(scan(manifest.files.get(table, []), needed), [k for _, k in live])]
+        for place, (segment, keys) in enumerate(live):
+            counted = _without(keys, [later for _, later in live[place + 1 :]])
+            rows = scan(segment.files.get(table, []), needed)
+            parts.append(rows.join(counted, on=_LEAD, how="semi"))
+        counts = pl.concat(parts).group_by("client_id", "__url").agg(rows=pl.len().cast(pl.Int64))
+        path = pl.col("__url").replace_strict(urls, default=None, return_dtype=pl.String)
+        return counts.with_columns(path=path).select(
+            pl.col(name).cast(dtype) for name, dtype in names.items()
         )
 
     def read_schema(self, path: str) -> dict[str, str]:
@@ -643,12 +719,20 @@ class FeatureStore:
             InputError: a file is missing or differs.
         """
         manifest = self.load_manifest()
-        for files in manifest.files.values():
-            for file in files:
-                found = self._guarded("read", partial(self._backend.get, file.path))
-                if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
-                    where = self._backend.url_of(file.path)
-                    raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
+        for file in manifest.all_files():
+            self.read_checked(file)
+
+    def read_checked(self, file: StoredFile) -> bytes:
+        """Bytes of a file that are those the manifest tells of.
+
+        Raises:
+            InputError: the file is missing or differs.
+        """
+        found = self._guarded("read", partial(self._backend.get, file.path))
+        if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
+            where = self._backend.url_of(file.path)
+            raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
+        return bytes(found[0])
 
     def _guarded(self, verb: str, call: Callable[[], Any]) -> Any:
         """Run a call of the backend; what it raises becomes one line."""
@@ -661,8 +745,22 @@ class FeatureStore:
 
 
 def _all_paths(written: Mapping[str, Any]) -> list[str]:
-    files = written.get("files", {})
-    return [file["path"] for table in files.values() for file in table]
+    files = [file for table in written.get("files", {}).values() for file in table]
+    for segment in written.get("segments", []):
+        files += segment["keys"] + [f for table in segment["files"].values() for f in table]
+    return [file["path"] for file in files]
+
+
+def _none_of(schema: Mapping[str, pl.DataType], names: Collection[str]) -> pl.DataFrame:
+    return pl.DataFrame(schema={name: schema[name] for name in names})
+
+
+def _without(rows: pl.DataFrame, keys: list[pl.DataFrame]) -> pl.DataFrame:
+    """Rows of leads that none of the keys names."""
+    for listed in keys:
+        if listed.height:
+            rows = rows.join(listed, on=_LEAD, how="anti", maintain_order="left")
+    return rows
 
 
 class FeatureWriter:
@@ -682,6 +780,10 @@ class FeatureWriter:
         self._version = version
         self._force = force
         self._written: dict[tuple[Table, int], StoredFile | None] = {}
+        self._segments = list(base.segments)
+        self._parts: list[Segment] = []
+        self._put_paths: list[str] = []
+        self._keys: dict[tuple[str, ...], pl.DataFrame] = {}
         self._clients = dict(base.clients)
         self._columns: dict[str, dict[str, str]] = dict(base.columns)
 
@@ -693,8 +795,10 @@ class FeatureWriter:
         """
         for table in TABLES:
             for file in self.base.files.get(table, []):
-                self._written.setdefault((table, file.bucket), None)
+                if file.bucket is not None:
+                    self._written.setdefault((table, file.bucket), None)
             self._declare(table, schemas[table])
+        self._segments = []
         self._clients = {}
 
     def _declare(self, table: Table, schema: Mapping[str, pl.DataType]) -> None:
@@ -703,27 +807,98 @@ class FeatureWriter:
     @property
     def is_changed(self) -> bool:
         """Whether the new version would differ from the base in any file."""
-        return bool(self._written)
+        return bool(self._written or self._parts) or self._segments != self.base.segments
 
     def read_bucket(self, table: Table, bucket: int) -> pl.DataFrame | None:
         """Rows of one bucket as this writer left them, or as they stand in the base.
 
         Raises:
-            InputError: the file is missing or damaged.
+            InputError: a file is missing or damaged.
         """
-        if (table, bucket) in self._written:
-            file = self._written[table, bucket]
-        else:
-            files = self.base.files.get(table, [])
-            file = next((found for found in files if found.bucket == bucket), None)
-        if file is None:
-            return None
-        backend = self._store._backend
-        found = self._store._guarded("read", partial(backend.get, file.path))
-        if found is None or hashlib.sha256(found[0]).hexdigest() != file.sha256:
-            where = backend.url_of(file.path)
-            raise InputError(f"{where}: missing or damaged; refresh with force to rebuild")
-        return pl.read_parquet(io.BytesIO(found[0]))
+        parts = self._find_parts(table, [bucket], self._read)
+        if not any(part.height for part in parts):
+            return parts[0] if self._own_files(table, [bucket]) else None
+        return _merge_leads([part for part in parts if part.height], _KEYS[table])
+
+    def read_leads(
+        self, table: Table, buckets: Collection[int], leads: pl.DataFrame
+    ) -> pl.DataFrame:
+        """Rows of some leads in the base, in no order.
+
+        Args:
+            table: Which.
+            buckets: Buckets of their clients.
+            leads: Columns client_id and lead_id.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        ids = leads["lead_id"].unique()
+
+        def read(files: list[StoredFile]) -> pl.DataFrame:
+            # Ids alone reach the file's reader; other clients may have leads of the same name.
+            some = self._open(files).filter(pl.col("lead_id").is_in(ids.implode())).collect()
+            return some.join(leads, on=_LEAD, how="semi")
+
+        return pl.concat(self._find_parts(table, buckets, read))
+
+    def read_columns(
+        self, table: Table, buckets: Collection[int], columns: Collection[str]
+    ) -> pl.DataFrame:
+        """Some columns of some buckets of the base, client_id and lead_id among them, in no order.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+
+        def read(files: list[StoredFile]) -> pl.DataFrame:
+            return self._open(files).select(columns).collect()
+
+        return pl.concat([part.select(columns) for part in self._find_parts(table, buckets, read)])
+
+    def _own_files(self, table: Table, buckets: Collection[int]) -> list[StoredFile]:
+        """Files of buckets as this writer left them, or of the base."""
+        base = self.base.files.get(table, [])
+        kept = [f for f in base if f.bucket in buckets and (table, f.bucket) not in self._written]
+        written = [self._written.get((table, bucket)) for bucket in buckets]
+        return [*kept, *(file for file in written if file is not None)]
+
+    def _find_parts(
+        self,
+        table: Table,
+        buckets: Collection[int],
+        read: Callable[[list[StoredFile]], pl.DataFrame],
+    ) -> list[pl.DataFrame]:
+        """Rows of buckets: of their own files, then of each segment that counts for them."""
+        own = self._own_files(table, buckets)
+        schema = {name: _DTYPES[text] for name, text in self._columns.get(table, {}).items()}
+        rows = read(own) if own else pl.DataFrame(schema=schema)
+        live = []
+        for segment in self._segments:
+            counted = [bucket for bucket in segment.buckets if bucket in buckets]
+            if counted:
+                keys = self._read_keys(segment).filter(pl.col("bucket").is_in(counted))
+                live.append((segment, keys.select(_LEAD)))
+        parts = [_without(rows, [keys for _, keys in live])]
+        for place, (segment, keys) in enumerate(live):
+            if table in segment.files:
+                counted_keys = _without(keys, [later for _, later in live[place + 1 :]])
+                part = read(segment.files[table]).join(counted_keys, on=_LEAD, how="semi")
+                parts.append(part.select(rows.columns) if own else part)
+        return parts if own or len(parts) == 1 else parts[1:]
+
+    def _read_keys(self, segment: Segment) -> pl.DataFrame:
+        paths = tuple(file.path for file in segment.keys)
+        if paths not in self._keys:
+            self._keys[paths] = self._read(segment.keys)
+        return self._keys[paths]
+
+    def _open(self, files: list[StoredFile]) -> pl.LazyFrame:
+        found: list[Any] = [io.BytesIO(self._store.read_checked(file)) for file in files]
+        return pl.scan_parquet(found)
+
+    def _read(self, files: list[StoredFile]) -> pl.DataFrame:
+        return pl.concat([pl.read_parquet(io.BytesIO(self._store.read_checked(f))) for f in files])
 
     def replace_clients(
         self, bucket: int, client_ids: Collection[str], tables: Mapping[Table, pl.DataFrame]
@@ -742,8 +917,10 @@ class FeatureWriter:
         """
         if any(bucket_of(client_id) != bucket for client_id in client_ids):
             raise InputError(f"store {self._store.url}: a client is not of bucket {bucket}")
+        has_segments = any(bucket in segment.buckets for segment in self._segments)
         for table in TABLES:
-            self._replace_rows(table, bucket, client_ids, tables[table])
+            self._replace_rows(table, bucket, client_ids, tables[table], is_due=has_segments)
+        self._leave_segments(bucket)
         fingerprints = compute_fingerprints(tables)
         leads, touches = (
             dict(tables[table].group_by("client_id").len().iter_rows()) for table in FEATURE_TABLES
@@ -779,7 +956,13 @@ class FeatureWriter:
         return removed
 
     def _replace_rows(
-        self, table: Table, bucket: int, client_ids: Collection[str], rows: pl.DataFrame
+        self,
+        table: Table,
+        bucket: int,
+        client_ids: Collection[str],
+        rows: pl.DataFrame,
+        *,
+        is_due: bool,
     ) -> None:
         strangers = sorted(set(rows["client_id"].unique().to_list()) - set(client_ids))
         if strangers:
@@ -792,7 +975,8 @@ class FeatureWriter:
             # A new feature version has other columns, and then replaces every client.
             whole = pl.concat([others, rows]) if others.height else rows
         whole = _sorted(whole, _KEYS[table])
-        if before is not None and whole.equals(before) and whole.schema == before.schema:
+        is_same = before is not None and whole.equals(before) and whole.schema == before.schema
+        if is_same and not is_due:
             return
         superseded = self._written.get((table, bucket))
         if before is not None or whole.height:
@@ -800,15 +984,139 @@ class FeatureWriter:
         if superseded is not None:
             self._store._backend.delete([superseded.path])
 
+    def replace_leads(
+        self,
+        leads: pl.DataFrame,
+        before: Mapping[Table, pl.DataFrame],
+        after: Mapping[Table, pl.DataFrame],
+    ) -> None:
+        """Put rows in place of all rows of some leads, as a segment beside the buckets.
+
+        A lead may be given once in a version, and none of a bucket whose clients are replaced.
+
+        Args:
+            leads: Columns client_id and lead_id; a lead without rows disappears.
+            before: Their rows in the base, by table.
+            after: Their rows from now on, one frame for each of :data:`TABLES`.
+
+        Raises:
+            InputError: a row is of another lead, or a file cannot be written.
+        """
+        for table in TABLES:
+            strange = after[table].join(leads, on=_LEAD, how="anti")
+            if strange.height:
+                raise InputError(f"store {self._store.url}: {table} has rows of other leads too")
+        gone = {table: sum_rows(before[table], table) for table in TABLES}
+        come = {table: sum_rows(after[table], table) for table in TABLES}
+        if gone == come:
+            return
+        owners = leads["client_id"].unique().sort()
+        numbers = pl.Series([bucket_of(client_id) for client_id in owners], dtype=pl.Int8)
+        placed = pl.DataFrame({"client_id": owners, "bucket": numbers})
+        keys = leads.select(_LEAD).unique().join(placed, on="client_id").sort(_LEAD)
+        self._parts.append(
+            Segment(
+                buckets=sorted(set(numbers.to_list())),
+                keys=[self._put_segment("keys", keys.select(_SEGMENT_KEYS.keys()))],
+                files={
+                    table: [self._put_segment(table, _sorted(after[table], _KEYS[table]))]
+                    for table in TABLES
+                    if after[table].height
+                },
+            )
+        )
+        self._move_clients(gone, come)
+
+    def _move_clients(self, gone: Mapping[Table, RowSums], come: Mapping[Table, RowSums]) -> None:
+        """Count and sum what the clients have when some rows went and others came."""
+        found = [sums for table in FEATURE_TABLES for sums in (gone[table], come[table])]
+        for client_id in sorted({client_id for sums in found for client_id in sums.rows}):
+            now = self._clients.get(client_id)
+            sums = read_sums(now.fingerprint) if now else [NO_ROWS] * len(FEATURE_TABLES)
+            counts = [now.leads, now.touches] if now else [0, 0]
+            for place, table in enumerate(FEATURE_TABLES):
+                out, new = gone[table], come[table]
+                counts[place] += new.rows.get(client_id, 0) - out.rows.get(client_id, 0)
+                sums[place] = move_sums(
+                    sums[place],
+                    out.sums.get(client_id, NO_ROWS),
+                    new.sums.get(client_id, NO_ROWS),
+                )
+            self._clients.pop(client_id, None)
+            if any(counts):
+                self._clients[client_id] = StoredClient(
+                    leads=counts[0], touches=counts[1], fingerprint=write_sums(sums)
+                )
+
+    def due_buckets(self) -> list[int]:
+        """Buckets to rewrite in this version because many segments count for them."""
+        counts = Counter(bucket for segment in self._segments for bucket in segment.buckets)
+        too_many = sum(counts.values()) - MEAN_SEGMENTS * len(counts)
+        due = []
+        for bucket, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            if count >= MOST_SEGMENTS or too_many > 0:
+                due.append(bucket)
+                too_many -= count
+        return sorted(due)
+
+    def absorb(self, bucket: int) -> None:
+        """Write a bucket whole, so that no segment counts for it any more."""
+        if any(bucket in segment.buckets for segment in self._segments):
+            for table in TABLES:
+                rows = self.read_bucket(table, bucket)
+                if rows is not None:
+                    self._replace_rows(table, bucket, (), rows.clear(), is_due=True)
+            self._leave_segments(bucket)
+
+    def purge_segments(self, bucket: int) -> None:
+        """Write segments that hold rows of a bucket again, without those.
+
+        Only for a bucket that no segment counts for: the rows are not read any more.
+        """
+        purged = []
+        for segment in self._segments:
+            keys = self._read_keys(segment)
+            left = keys.filter(pl.col("bucket") != bucket)
+            if left.height == keys.height:
+                purged.append(segment)
+            elif left.height:
+                files = {t: self._read(f) for t, f in segment.files.items()}
+                kept = {t: rows.join(left, on=_LEAD, how="semi") for t, rows in files.items()}
+                purged.append(
+                    Segment(
+                        buckets=segment.buckets,
+                        keys=[self._put_segment("keys", left)],
+                        files={
+                            table: [self._put_segment(table, _sorted(rows, _KEYS[table]))]
+                            for table, rows in kept.items()
+                            if rows.height
+                        },
+                    )
+                )
+        self._segments = purged
+
+    def _leave_segments(self, bucket: int) -> None:
+        self._segments = [
+            segment.model_copy(update={"buckets": [b for b in segment.buckets if b != bucket]})
+            for segment in self._segments
+            if segment.buckets != [bucket]
+        ]
+
+    def _put_segment(self, folder: str, rows: pl.DataFrame) -> StoredFile:
+        file = self._put_rows(f"{folder}{_SEGMENT_MARK}", rows, None)
+        self._put_paths.append(file.path)
+        return file
+
     def _put(self, table: Table, bucket: int, rows: pl.DataFrame) -> StoredFile | None:
-        if rows.is_empty():
-            return None
+        return None if rows.is_empty() else self._put_rows(f"{table}/b{bucket:02d}-", rows, bucket)
+
+    def _put_rows(self, start: str, rows: pl.DataFrame, bucket: int | None) -> StoredFile:
         buffer = io.BytesIO()
         rows.write_parquet(
             buffer, compression="zstd", statistics=True, row_group_size=ROW_GROUP_ROWS
         )
         data = buffer.getvalue()
-        path = f"{table}/b{bucket:02d}-{secrets.token_hex(8)}.parquet"
+        path = f"{start}{secrets.token_hex(8)}.parquet"
         store = self._store
         store._guarded("write", lambda: store._backend.put_new(path, data))
         return StoredFile(
@@ -864,7 +1172,7 @@ class FeatureWriter:
     ) -> Manifest:
         files: dict[str, list[StoredFile]] = {}
         for table in TABLES:
-            current = {file.bucket: file for file in self.base.files.get(table, [])}
+            current = {f.bucket: f for f in self.base.files.get(table, []) if f.bucket is not None}
             for (of_table, bucket), file in self._written.items():
                 if of_table == table:
                     current.pop(bucket, None)
@@ -877,6 +1185,7 @@ class FeatureWriter:
             watermark=watermark,
             columns=self._columns,
             files=files,
+            segments=[*self._segments, *_joined(self._parts)],
             previous_paths=_all_paths(self.base.model_dump()) or self.base.previous_paths,
             clients=dict(sorted(self._clients.items())),
             zones=dict(sorted(zones.items())),
@@ -885,13 +1194,13 @@ class FeatureWriter:
     def discard(self) -> None:
         """Remove files that were written for a version that will not be."""
         paths = [file.path for file in self._written.values() if file is not None]
+        paths += self._put_paths
         if paths and not self.is_committed:
             self._store._backend.delete(paths)
 
     def _collect(self, manifest: Manifest) -> None:
         """Remove files that the last two versions do not name and that no writer can be using."""
-        named = {file.path for files in manifest.files.values() for file in files}
-        named |= set(manifest.previous_paths)
+        named = {file.path for file in manifest.all_files()} | set(manifest.previous_paths)
         oldest = time.time() - ORPHAN_SECONDS
         gone = [
             path
@@ -906,3 +1215,20 @@ def _refuse_small(table: Table, *, before: int, now: int) -> None:
     if 2 * now < before:
         message = f"{table} would shrink from {before} to {now} rows; nothing was overwritten"
         raise SuspiciousReadError(f"{message}. If that is right, refresh with force")
+
+
+def _joined(parts: list[Segment]) -> list[Segment]:
+    """Parts of one version, which share no lead, as one segment."""
+    if not parts:
+        return []
+    return [
+        Segment(
+            buckets=sorted({bucket for part in parts for bucket in part.buckets}),
+            keys=[file for part in parts for file in part.keys],
+            files={
+                table: [file for part in parts for file in part.files.get(table, [])]
+                for table in TABLES
+                if any(table in part.files for part in parts)
+            },
+        )
+    ]

@@ -58,7 +58,7 @@ def count_changes(snapshot: SourceSnapshot, since: Watermark) -> pl.DataFrame:
 
 def is_readable_from(snapshot: SourceSnapshot, since: Watermark) -> bool:
     """Whether changes since a watermark can be told: it is of this database and not ahead of it."""
-    return snapshot._is_known(since)
+    return snapshot.knows(since)
 
 
 _NEWEST = """(SELECT max(m.as_of) FROM conversion_pattern_history m

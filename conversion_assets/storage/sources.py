@@ -21,7 +21,7 @@ How a change is found, whoever wrote it
 # ruff: noqa: S608 - names in queries are literals of this file; values pass `_literal` or are numbers
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -149,6 +149,7 @@ class SourceSnapshot:
         table: Literal["leads", "activities"],
         since: Watermark | None,
         client_ids: Sequence[str] | None = None,
+        columns: Collection[str] | None = None,
     ) -> ChangeSet:
         """Rows that changed since a watermark, and keys that are gone.
 
@@ -156,14 +157,15 @@ class SourceSnapshot:
             table: leads or activities.
             since: Watermark of an earlier read of this table for the same clients; None for all.
             client_ids: Only these clients.
+            columns: Only these of the canonical columns, and the key.
         """
         where = self.in_clients("t.client_id", client_ids)
         alive = f"{where} AND t.deleted_at IS NULL" if table == "leads" else where
-        if since is None or not self._is_known(since):
-            rows = self._rows(table, f"FROM {table} t WHERE {alive}")
+        if since is None or not self.knows(since):
+            rows = self._rows(table, f"FROM {table} t WHERE {alive}", columns)
             return ChangeSet(rows, _no_keys(), self.watermark, is_complete=True)
         moved = f"t.change_id >= {since.position}"
-        rows = self._rows(table, f"FROM {table} t WHERE {moved} AND {alive}")
+        rows = self._rows(table, f"FROM {table} t WHERE {moved} AND {alive}", columns)
         gone = f"""SELECT t.client_id, t.id FROM row_deletions t
             WHERE t.table_name = '{table}' AND {moved} AND {where} AND NOT EXISTS (
                 SELECT 1 FROM {table} k WHERE k.client_id = t.client_id AND k.id = t.id)"""
@@ -173,25 +175,82 @@ class SourceSnapshot:
         deleted = self._reader.query(gone, _KEY_SCHEMA).sort("client_id", "id")
         return ChangeSet(rows, deleted, self.watermark, is_complete=False)
 
-    def _is_known(self, since: Watermark) -> bool:
+    def knows(self, since: Watermark) -> bool:
+        """Whether what changed since a watermark can be told: it is of this database's life."""
         return since.epoch == self.watermark.epoch and since.position <= self._last
 
-    def activities_of(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """All activities of the given leads, canonical columns, sorted by (client_id, id).
+    def rows_of_clients(
+        self,
+        table: Literal["leads", "activities"],
+        client_ids: Sequence[str],
+        columns: Collection[str] | None = None,
+    ) -> pl.DataFrame:
+        """All rows of some clients but those of deleted leads, in no order.
+
+        Args:
+            table: leads, or activities whether or not their lead was deleted softly.
+            client_ids: The clients.
+            columns: Only these of the canonical columns, and the key.
+        """
+        where = self.in_clients("t.client_id", client_ids)
+        if table == "leads":
+            where += " AND t.deleted_at IS NULL"
+        return self._unsorted(table, f"FROM {table} t WHERE {where}", columns)
+
+    def leads_of(self, keys: pl.DataFrame, columns: Collection[str] | None = None) -> pl.DataFrame:
+        """The given leads that are not deleted, in no order.
 
         Args:
             keys: Columns client_id and lead_id.
+            columns: Only these of the canonical columns, and the key.
         """
-        pairs = keys.select("client_id", "lead_id").unique().sort("client_id", "lead_id")
+        return self._keyed(
+            "leads", "id", keys.select("client_id", "lead_id"), columns, "t.deleted_at IS NULL"
+        )
+
+    def activities_of(
+        self, keys: pl.DataFrame, columns: Collection[str] | None = None
+    ) -> pl.DataFrame:
+        """All activities of the given leads, sorted by (client_id, id).
+
+        Args:
+            keys: Columns client_id and lead_id.
+            columns: Only these of the canonical columns, and the key.
+        """
+        pairs = keys.select("client_id", "lead_id")
+        return self._keyed("activities", "lead_id", pairs, columns).sort(KEYS["activities"])
+
+    def activities_by_id(
+        self, keys: pl.DataFrame, columns: Collection[str] | None = None
+    ) -> pl.DataFrame:
+        """The given activities, in no order.
+
+        Args:
+            keys: Columns client_id and id.
+            columns: Only these of the canonical columns, and the key.
+        """
+        return self._keyed("activities", "id", keys.select("client_id", "id"), columns)
+
+    def _keyed(
+        self,
+        table: Literal["leads", "activities"],
+        name: str,
+        keys: pl.DataFrame,
+        columns: Collection[str] | None,
+        where: str = "1 = 1",
+    ) -> pl.DataFrame:
+        """Rows whose client and column `name` are among the keys."""
+        pairs = keys.unique().sort(keys.columns)
         frames = [
-            self._rows("activities", self._of_leads(part.rows()))
+            self._unsorted(
+                table, f"{self._chosen(table, name, part.rows())} WHERE {where}", columns
+            )
             for part in pairs.iter_slices(KEYS_PER_QUERY)
         ]
-        if not frames:
-            return pl.DataFrame(schema=_schema("activities"))
-        return pl.concat(frames).sort(KEYS["activities"])
+        empty = pl.DataFrame(schema=_schema(table, columns))
+        return pl.concat(frames) if frames else empty
 
-    def _of_leads(self, pairs: list[tuple[str, ...]]) -> str:
+    def _chosen(self, table: str, name: str, pairs: list[tuple[str, ...]]) -> str:
         listed = _literal(pairs)
         if self._is_postgresql:
             chosen = f"SELECT e ->> 0, e ->> 1 FROM jsonb_array_elements({listed}::jsonb) e"
@@ -200,8 +259,8 @@ class SourceSnapshot:
                 "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')"
                 f" FROM json_each({listed})"
             )
-        return f"""FROM (WITH chosen(client_id, lead_id) AS ({chosen}) SELECT a.* FROM chosen
-            JOIN activities a ON a.client_id = chosen.client_id AND a.lead_id = chosen.lead_id) t"""
+        return f"""FROM (WITH chosen(of_client, named) AS ({chosen}) SELECT a.* FROM chosen
+            JOIN {table} a ON a.client_id = chosen.of_client AND a.{name} = chosen.named) t"""
 
     def count_rows(self, table: SourceTable) -> pl.DataFrame:
         """Rows per client (client_id, rows), as a complete read would return them."""
@@ -266,12 +325,19 @@ class SourceSnapshot:
                     WHERE a.client_id = c.id AND a.action = '{BOOKING_ACTION}' AND {live}))"""
         return self._reader.query(sql, {"id": pl.String()})["id"].sort().to_list()
 
-    def _rows(self, table: SourceTable, source: str) -> pl.DataFrame:
-        schema = _schema(table)
-        as_text = set(json_columns(table)) if self._is_postgresql else set()
-        columns = ", ".join(f"t.{c}::text AS {c}" if c in as_text else f"t.{c}" for c in schema)
+    def _rows(
+        self, table: SourceTable, source: str, columns: Collection[str] | None = None
+    ) -> pl.DataFrame:
         # Sorted here: the databases' own text orders differ.
-        return self._reader.query(f"SELECT {columns} {source}", schema).sort(KEYS[table])
+        return self._unsorted(table, source, columns).sort(KEYS[table])
+
+    def _unsorted(
+        self, table: SourceTable, source: str, columns: Collection[str] | None
+    ) -> pl.DataFrame:
+        schema = _schema(table, columns)
+        as_text = set(json_columns(table)) if self._is_postgresql else set()
+        named = ", ".join(f"t.{c}::text AS {c}" if c in as_text else f"t.{c}" for c in schema)
+        return self._reader.query(f"SELECT {named} {source}", schema)
 
     def in_clients(self, column: str, client_ids: Sequence[str] | None) -> str:
         """Condition that a column names one of the clients; None for any."""
@@ -279,7 +345,9 @@ class SourceSnapshot:
             return "1 = 1"
         listed = _literal([(client_id,) for client_id in sorted(set(client_ids))])
         if self._is_postgresql:
-            return f"{column} IN (SELECT e ->> 0 FROM jsonb_array_elements({listed}::jsonb) e)"
+            # One array, known before the scan, where a join would be planned for a hundred clients.
+            ids = f"ARRAY(SELECT e ->> 0 FROM jsonb_array_elements({listed}::jsonb) e)"
+            return f"{column} = ANY ({ids})"
         return f"{column} IN (SELECT json_extract(value, '$[0]') FROM json_each({listed}))"
 
 
@@ -368,8 +436,13 @@ def _no_keys() -> pl.DataFrame:
     return pl.DataFrame(schema=_KEY_SCHEMA)
 
 
-def _schema(table: str) -> dict[str, pl.DataType]:
-    return {name: column.dtype for name, column in CONTRACTS[table].columns().items()}
+def _schema(table: SourceTable, columns: Collection[str] | None = None) -> dict[str, pl.DataType]:
+    chosen = None if columns is None else {*columns, *KEYS[table]}
+    return {
+        name: column.dtype
+        for name, column in CONTRACTS[table].columns().items()
+        if chosen is None or name in chosen
+    }
 
 
 class _SqliteReader:

@@ -20,7 +20,7 @@ from conversion_assets.domain.errors import SuspiciousReadError
 from conversion_assets.features import build_features
 from conversion_assets.refresh import features as feature_refresh
 from conversion_assets.refresh.features import refresh_features
-from conversion_assets.storage import tables
+from conversion_assets.storage import columnar, tables
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.sources import open_snapshot
@@ -157,12 +157,23 @@ def check_equals_full_rebuild(engine: Engine, store: FeatureStore, folder: Path)
     assert store.read("touch_features").equals(features.touches)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(story=st.lists(steps, min_size=3, max_size=25))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    story=st.lists(steps, min_size=3, max_size=25),
+    whole_share=st.sampled_from([0.25, 99.0, 99.0]),
+    most_segments=st.sampled_from([2, 7, 99]),
+)
 def test_incremental_equals_full_whatever_happened(
-    sqlite_template: Path, story: list[tuple[Any, ...]]
+    sqlite_template: Path, story: list[tuple[Any, ...]], whole_share: float, most_segments: int
 ) -> None:
-    with world(sqlite_template) as (engine, store, folder):
+    with (
+        world(sqlite_template) as (engine, store, folder),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # Small changes beside the buckets, buckets whole, and segments that pile up.
+        patch.setattr(feature_refresh, "WHOLE_SHARE", whole_share)
+        patch.setattr(columnar, "MEAN_SEGMENTS", most_segments)
+        patch.setattr(columnar, "MOST_SEGMENTS", most_segments)
         set_up(engine)
         refresh_features(engine, store)
         for step in story:
@@ -238,6 +249,41 @@ def test_a_story_on_both_databases(engine: Engine, store: FeatureStore, tmp_path
         check_equals_full_rebuild(engine, store, tmp_path)
 
 
+@pytest.mark.parametrize("whole_share", [0.0, 99.0])
+def test_a_story_by_leads_and_by_buckets(
+    sqlite_url: str,
+    store: FeatureStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole_share: float,
+) -> None:
+    engine = create_database_engine(sqlite_url)
+    monkeypatch.setattr(feature_refresh, "WHOLE_SHARE", whole_share)
+    fill(engine)
+    refresh_features(engine, store)
+    names = [f.path for f in store.load_manifest().files["touch_features"]]
+    for number in range(12):
+        key = {"client_id": CLIENTS[number % 3], "id": f"a{number % 4}"}
+        values = {"lead_id": LEADS[number % 2], "occurred_at": START + timedelta(hours=number)}
+        put(engine, tables.activities, key, {**values, "action": "sms_sent"})
+        if number % 4 == 3:
+            remove(engine, tables.activities, {**key, "id": f"a{(number + 2) % 4}"})
+        refresh_features(engine, store)
+        manifest = store.load_manifest()
+        counts = [b for segment in manifest.segments for b in segment.buckets]
+        assert max(map(counts.count, counts), default=0) <= columnar.MOST_SEGMENTS + 1
+        if number < 3:
+            kept = names == [f.path for f in manifest.files["touch_features"]]
+            assert kept == (whole_share > 0)
+        check_equals_full_rebuild(engine, store, tmp_path)
+        store.verify()
+        for client_id in CLIENTS:
+            one = store.read("touch_features", [client_id], ["activity_id", "occurred_at"])
+            rows = store.read("touch_features").filter(pl.col("client_id") == client_id)
+            assert one.equals(rows.select("activity_id", "occurred_at"))
+    engine.dispose()
+
+
 def test_nothing_new_writes_nothing(engine: Engine, store: FeatureStore) -> None:
     fill(engine)
     refresh_features(engine, store)
@@ -245,6 +291,7 @@ def test_nothing_new_writes_nothing(engine: Engine, store: FeatureStore) -> None
     report = refresh_features(engine, store)
     assert report.changed_client_ids == []
     assert store.load_manifest().files == before.files
+    assert store.load_manifest().segments == before.segments
 
 
 def test_unchanged_content_is_not_decoded_again(
