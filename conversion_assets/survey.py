@@ -115,14 +115,13 @@ def take_survey(
     )
     dimensions = list_dimensions(population.touches.columns)
     # The longest first: the others fill the cores beside it.
-    evaluations, transitions, durations, *cells = run_together(
-        [
-            lambda: _evaluate_scores(population, config),
-            lambda: how.describe_transitions(population),
-            lambda: when.summarize_time_to_conversion(population),
-            *(partial(_count_dimension, population, dimension) for dimension in dimensions),
-        ]
-    )
+    parts: list[Callable[[], Any]] = [
+        lambda: _evaluate_scores(population, config),
+        lambda: how.describe_transitions(population),
+        lambda: when.summarize_time_to_conversion(population),
+        *(partial(_count_dimension, population, dimension) for dimension in dimensions),
+    ]
+    evaluations, transitions, durations, *cells = run_together(parts)
     gates = _find_gates(population, config)
     counted = pl.concat(cells).sort(CELL)
     counted = counted.with_columns(cell=pl.int_range(counted.height, dtype=pl.Int64))
