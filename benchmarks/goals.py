@@ -162,6 +162,28 @@ def _judge_one_client(found: Found) -> Iterator[Line]:
     )
 
 
+def _judge_refresh(found: Found) -> Iterator[Line]:
+    part = found["fifty"]
+    size = f"{part['clients']:,} clients, {part['activities']:,} activities"
+    first, new = part["first"], part["incremental"]
+    yield at_most(
+        "refresh", f"first load from PostgreSQL over its floor, {size}", first["ratio_to_floor"],
+        1.5, unit=" ×",
+        note=f"{_write(first['seconds'])} s, floor {_write(part['floor']['seconds'])} s, "
+        f"peak {first['peak_mb']:,.0f} MB",
+    )  # fmt: skip
+    yield at_most(
+        "refresh", f"refresh with 2 % new rows over the first load, {size}",
+        100 * new["ratio_to_first"], 10, unit=" %", note=f"{_write(new['seconds'])} s",
+    )  # fmt: skip
+    fleet = found["thousand"]
+    yield at_most(
+        "refresh", f"refresh when nothing changed, {fleet['clients']:,} clients, "
+        f"{fleet['activities']:,} activities", fleet["again"]["seconds"], 2, unit=" s",
+        note=f"peak {fleet['again']['peak_mb']:,.0f} MB",
+    )  # fmt: skip
+
+
 def _judge_dagster(found: Found) -> Iterator[Line]:
     for database, name in (("postgresql", "PostgreSQL"), ("sqlite", "SQLite")):
         if database not in found:
@@ -200,6 +222,7 @@ JUDGES: dict[str, Callable[[Found], Iterator[Line]]] = {
     "rows": _judge_rows,
     "clients": _judge_clients,
     "one_client": _judge_one_client,
+    "refresh": _judge_refresh,
     "dagster": _judge_dagster,
     "learning": _judge_learning,
     "import": _judge_import,

@@ -74,6 +74,18 @@ def measure_rows(quick: bool) -> dict[str, Any]:
     return rows_speed.run(2, 30) if quick else rows_speed.run(50, 1000)
 
 
+def measure_refresh(quick: bool) -> dict[str, Any]:
+    """Features from PostgreSQL: first load, two per cent new; nothing changed for a fleet."""
+    from benchmarks import refresh_speed  # noqa: PLC0415
+
+    if quick:
+        sides = ("floor", "first", "incremental", "again")
+        found = refresh_speed.run(3, 30, 1, contenders=sides)
+        return {"fifty": found, "thousand": found}
+    fleet = refresh_speed.run(1000, 100, 3, contenders=("first", "again"))
+    return {"fifty": refresh_speed.run(50, 1000, 3), "thousand": fleet}
+
+
 def measure_dagster(quick: bool) -> dict[str, Any]:
     """The weekly work through Dagster and through the functions alone."""
     from benchmarks import dagster_overhead  # noqa: PLC0415
@@ -101,6 +113,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "fifty": measure_fifty,
     "thousand": measure_thousand,
     "rows": measure_rows,
+    "refresh": measure_refresh,
     "clients": measure_clients,
     "one_client": measure_one_client,
     "dagster": measure_dagster,
