@@ -60,22 +60,28 @@ def read_forecasts(
 
 
 def store_forecasts(
-    connection: Connection, changes: ForecastChanges, *, code_version: str, run_id: str
+    connection: Connection,
+    changes: Sequence[ForecastChanges],
+    *,
+    code_version: str,
+    run_id: str,
 ) -> None:
-    """Write one client's new forecasts and grades inside the caller's transaction.
+    """Write some clients' new forecasts and grades inside the caller's transaction.
 
     A forecast that was made stays as it was made, and a grade as it was first given: the same
     changes again change nothing.
     """
-    if changes.made.height:
+    made = [row for one in changes for row in one.made.iter_rows(named=True)]
+    graded = [row for one in changes for row in one.graded.iter_rows(named=True)]
+    if made:
         connection.execute(
             _insert(connection).on_conflict_do_nothing(),
             [
                 {**row, "cell": _cell(row), "code_version": code_version, "run_id": run_id}
-                for row in changes.made.to_dicts()
+                for row in made
             ],
         )
-    if changes.graded.height:
+    if graded:
         table = pattern_forecasts
         statement = (
             update(table)
@@ -96,7 +102,7 @@ def store_forecasts(
                     "of_cell": _cell(row),
                     **{name: row[name] for name in GRADES},
                 }
-                for row in changes.graded.to_dicts()
+                for row in graded
             ],
         )
 

@@ -10,7 +10,7 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -25,6 +25,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    bindparam,
     func,
     or_,
     select,
@@ -63,6 +64,10 @@ _Insert = postgresql.Insert | sqlite.Insert
 ATTEMPTS = 4
 """Tries of one client's transaction: with the pauses below about 3 s, longer than a restart of a
 connection pooler and shorter than anyone's patience with a real outage."""
+
+CLIENTS_PER_TRANSACTION = 50
+"""Clients stored together: statements for many rows at a time, and one wait for the disk. Another
+writer of SQLite waits a fifth of a second for them, a killed process loses at most so many."""
 
 FIRST_PAUSE_S = 0.4
 """Pause before the second try; it doubles, and varies by half so that rivals do not meet again."""
@@ -223,10 +228,13 @@ class PatternRepository:
         results = ClientResults(client_id, documents, outcomes, input_fingerprint)
         refresh = Refresh(as_of, computed_at, run_id, code_version, validity_days)
         with reported_connection_errors(self._engine):
-            self._store_patiently(results, refresh)
+            self._store_patiently([results], refresh)
 
     def store_clients(self, batch: Iterable[ClientResults], refresh: Refresh) -> StoreReport:
-        """Store many clients, each in a transaction of its own; one's trouble is not another's.
+        """Store many clients, each whole or not at all; one's trouble is not another's.
+
+        Some dozens share a transaction. Where one of them cannot be stored, each of these gets a
+        transaction of its own.
 
         Per client and stored type: the current pattern is replaced unless it is newer, the
         history gets a row, the outcome of every type is recorded unless a later refresh did, and a
@@ -239,22 +247,30 @@ class PatternRepository:
             tried again; then it counts as an error of that client.
         """
         report = StoreReport([], {})
-        for results in batch:
+        for group in _together(batch):
             try:
                 with reported_connection_errors(self._engine):
-                    self._store_patiently(results, refresh)
+                    self._store_patiently(group, refresh)
             except (InputError, NotFoundError) as error:
-                report.errors[results.client_id] = str(error)
+                if len(group) > 1:
+                    for results in group:
+                        self._store_alone(results, refresh, report)
+                else:
+                    report.errors[group[0].client_id] = str(error)
             else:
-                report.stored.append(results.client_id)
+                report.stored.extend(results.client_id for results in group)
         return report
 
-    def _store_patiently(self, results: ClientResults, refresh: Refresh) -> None:
+    def _store_alone(self, results: ClientResults, refresh: Refresh, report: StoreReport) -> None:
+        found = self.store_clients([results], refresh)
+        report.stored.extend(found.stored)
+        report.errors.update(found.errors)
+
+    def _store_patiently(self, group: Sequence[ClientResults], refresh: Refresh) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                # The pool hands out the same live connection for every client of a batch.
                 with write_transaction(self._engine) as connection:
-                    _store(connection, results, refresh)
+                    _store(connection, group, refresh)
             except DBAPIError as error:
                 if attempt == ATTEMPTS or not _is_transient(error):
                     raise
@@ -459,11 +475,47 @@ class PatternRepository:
         )
 
 
-def _store(connection: Connection, results: ClientResults, refresh: Refresh) -> None:
-    """Write one client inside the caller's transaction."""
+def _together(batch: Iterable[ClientResults]) -> Iterator[list[ClientResults]]:
+    """Some clients at a time, none of them twice."""
+    group: dict[str, ClientResults] = {}
+    for results in batch:
+        if len(group) == CLIENTS_PER_TRANSACTION or results.client_id in group:
+            yield list(group.values())
+            group = {}
+        group[results.client_id] = results
+    if group:
+        yield list(group.values())
+
+
+def _store(connection: Connection, group: Sequence[ClientResults], refresh: Refresh) -> None:
+    """Write some clients inside the caller's transaction."""
     # Two refreshes of one client take turns; on SQLite the transaction holds the only write lock.
-    _require_client(connection, results.client_id, lock=True)
-    made = {
+    _lock_clients(connection, [results.client_id for results in group])
+    documents = [row for results in group for row in _document_rows(results, refresh)]
+    if documents:
+        # Before the documents are written: afterwards nobody could tell what they replaced.
+        _store_weights(connection, group, refresh)
+        dialect = connection.dialect.name
+        connection.execute(_append_statement(dialect, conversion_pattern_history), documents)
+        connection.execute(_upsert_statement(dialect, conversion_patterns, ()), documents)
+    outcomes = [row for results in group for row in _outcome_rows(results, refresh)]
+    if outcomes:
+        told = ("outcome", "reason", "error")
+        statement = _upsert_statement(connection.dialect.name, pattern_outcomes, told)
+        connection.execute(statement, outcomes)
+    facts = [_facts_row(r.client_id, r.facts, refresh) for r in group if r.facts is not None]
+    if facts:
+        connection.execute(_facts_statement(connection.dialect.name), facts)
+    store_forecasts(
+        connection,
+        [results.forecasts for results in group],
+        code_version=refresh.code_version,
+        run_id=refresh.run_id,
+    )
+
+
+def _made(results: ClientResults, refresh: Refresh) -> dict[str, Any]:
+    return {
         "client_id": results.client_id,
         "as_of": refresh.as_of,
         "computed_at": refresh.computed_at,
@@ -471,53 +523,42 @@ def _store(connection: Connection, results: ClientResults, refresh: Refresh) -> 
         "code_version": refresh.code_version,
         "input_fingerprint": results.input_fingerprint,
     }
+
+
+def _document_rows(results: ClientResults, refresh: Refresh) -> Iterator[dict[str, Any]]:
     valid_until = refresh.as_of + timedelta(days=refresh.validity_days)
     for pattern_type, document in results.documents.items():
         _check_document(pattern_type, document, results.client_id, refresh)
-        row = {
-            **made,
+        yield {
+            **_made(results, refresh),
             "pattern_type": str(pattern_type),
             "patterns": canonical_json(document),
             "sample_size": document.sample_size,
             "confidence": document.confidence,
             "valid_until": valid_until,
         }
-        history = _append_statement(connection.dialect.name, conversion_pattern_history)
-        connection.execute(history, row)
-        is_current = _upsert(connection, conversion_patterns, row, ())
-        if is_current and isinstance(document, WhoPattern):
-            _store_weights(connection, document, refresh.computed_at)
+
+
+def _outcome_rows(results: ClientResults, refresh: Refresh) -> Iterator[dict[str, Any]]:
     for outcome in results.outcomes:
-        row = {
-            **made,
+        yield {
+            **_made(results, refresh),
             "pattern_type": str(outcome.pattern_type),
             "outcome": str(outcome.outcome),
             "reason": outcome.reason,
             "error": outcome.error,
         }
-        _upsert(connection, pattern_outcomes, row, ("outcome", "reason", "error"))
-    if results.facts is not None:
-        _store_facts(connection, results.client_id, results.facts, refresh)
-    store_forecasts(
-        connection,
-        results.forecasts,
-        code_version=refresh.code_version,
-        run_id=refresh.run_id,
-    )
 
 
-def _store_facts(
-    connection: Connection, client_id: str, facts: LearningFacts, refresh: Refresh
-) -> None:
-    """Write the one row of a client unless a newer one is there."""
-    row = {
+def _facts_row(client_id: str, facts: LearningFacts, refresh: Refresh) -> dict[str, Any]:
+    """The one row of a client, written unless a newer one is there."""
+    return {
         "client_id": client_id,
         "as_of": refresh.as_of,
         "computed_at": refresh.computed_at,
         "pool_id": refresh.pool_id if facts.borrowing is not None else None,
         "facts": facts.model_dump_json(),
     }
-    connection.execute(_facts_statement(connection.dialect.name), row)
 
 
 @cache
@@ -544,22 +585,14 @@ def _check_document(
         )
 
 
-def _upsert(
-    connection: Connection, table: Table, row: dict[str, Any], told: tuple[str, ...]
-) -> bool:
-    """Write the one row of (client, type) unless a newer or the same one is there.
-
-    The same: as of the same moment, by the same code from the same rows, and equal in the columns
-    `told` besides. Returns whether it was written.
-    """
-    statement = _upsert_statement(connection.dialect.name, table, told)
-    done = connection.execute(statement, row, execution_options={"preserve_rowcount": True})
-    return done.rowcount > 0
-
-
 # Building a statement takes longer than running it; there are few, each for two databases.
 @cache
 def _upsert_statement(dialect: str, table: Table, told: tuple[str, ...]) -> _Insert:
+    """Write the one row of (client, type) unless a newer or the same one is there.
+
+    The same: as of the same moment, by the same code from the same rows, and equal in the columns
+    `told` besides.
+    """
     statement = _insert(dialect, table)
     given = statement.excluded
     names = [name for name in table.c.keys() if name not in ("client_id", "pattern_type")]  # noqa: SIM118 - columns, not keys, iterate
@@ -586,13 +619,56 @@ def _insert(dialect: str, table: Table) -> _Insert:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
-def _store_weights(connection: Connection, document: WhoPattern, computed_at: datetime) -> None:
-    values: dict[str, Any] = {"conversion_sample_count": document.sample_size}
-    if document.score_evaluation.recommended:
-        weights = document.recommended_weights.model_dump(mode="json")
-        values["als_learned_weights"] = json.dumps(weights, sort_keys=True)
-        values["als_weights_updated_at"] = computed_at
-    connection.execute(update(clients).where(clients.c.id == document.client_id).values(values))
+def _store_weights(
+    connection: Connection, group: Sequence[ClientResults], refresh: Refresh
+) -> None:
+    """Sample count and learned weights of the clients whose WHO document becomes current."""
+    documents = {
+        results.client_id: (results, document)
+        for results in group
+        if isinstance(document := results.documents.get(PatternType.WHO), WhoPattern)
+    }
+    stored = _stored_who(connection, list(documents))
+    counted: list[dict[str, Any]] = []
+    weighed: list[dict[str, Any]] = []
+    for client_id, (results, document) in documents.items():
+        given = (refresh.as_of, refresh.code_version, results.input_fingerprint)
+        if not _becomes_current(stored.get(client_id), given):
+            continue
+        row = {"of_client": client_id, "samples": document.sample_size}
+        if document.score_evaluation.recommended:
+            weights = document.recommended_weights.model_dump(mode="json")
+            weighed.append({**row, "weights": json.dumps(weights, sort_keys=True)})
+        else:
+            counted.append(row)
+    one = update(clients).where(clients.c.id == bindparam("of_client"))
+    if counted:
+        count = one.values(conversion_sample_count=bindparam("samples"))
+        connection.execute(count, counted)
+    if weighed:
+        weigh = one.values(
+            conversion_sample_count=bindparam("samples"),
+            als_learned_weights=bindparam("weights"),
+            als_weights_updated_at=refresh.computed_at,
+        )
+        connection.execute(weigh, weighed)
+
+
+_Computation = tuple[datetime, str, str]
+"""As of, code version and input fingerprint: what tells one computation from another."""
+
+
+def _stored_who(connection: Connection, client_ids: list[str]) -> dict[str, _Computation]:
+    table = conversion_patterns
+    query = select(
+        table.c.client_id, table.c.as_of, table.c.code_version, table.c.input_fingerprint
+    ).where(table.c.pattern_type == str(PatternType.WHO), table.c.client_id.in_(client_ids))
+    return {row.client_id: (row[1], row[2], row[3]) for row in connection.execute(query)}
+
+
+def _becomes_current(stored: _Computation | None, given: _Computation) -> bool:
+    """Whether `_upsert_statement` will write a document; its client is locked since we looked."""
+    return stored is None or given[0] > stored[0] or (given[0] == stored[0] and given != stored)
 
 
 def _is_transient(error: DBAPIError) -> bool:
@@ -623,10 +699,19 @@ def _unknown_client(client_id: str) -> NotFoundError:
     return NotFoundError(f"there is no client {client_id!r}")
 
 
-def _require_client(connection: Connection, client_id: str, *, lock: bool = False) -> None:
+def _require_client(connection: Connection, client_id: str) -> None:
     query = select(clients.c.id).where(clients.c.id == client_id)
-    if connection.execute(query.with_for_update() if lock else query).first() is None:
+    if connection.execute(query).first() is None:
         raise _unknown_client(client_id)
+
+
+def _lock_clients(connection: Connection, client_ids: list[str]) -> None:
+    """Lock the rows of some clients, in one order for everybody."""
+    query = select(clients.c.id).where(clients.c.id.in_(client_ids)).order_by(clients.c.id)
+    found = set(connection.execute(query.with_for_update()).scalars())
+    for client_id in client_ids:
+        if client_id not in found:
+            raise _unknown_client(client_id)
 
 
 def _known_at(table: Table, client_id: str, at: datetime) -> Select[Any]:

@@ -45,7 +45,7 @@ def home(engine):
 
 def store(engine, **changes):
     with write_transaction(engine) as connection:
-        store_forecasts(connection, ForecastChanges(**changes), code_version="1", run_id="r")
+        store_forecasts(connection, [ForecastChanges(**changes)], code_version="1", run_id="r")
 
 
 def test_forecasts_come_back_as_they_were_written(home):
