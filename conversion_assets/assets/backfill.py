@@ -21,6 +21,7 @@ from conversion_assets.domain.moments import parse_moment
 from conversion_assets.learning import CODE_VERSION
 from conversion_assets.orchestration.events import record_materializations
 from conversion_assets.orchestration.pools import LEARNING_POOL
+from conversion_assets.orchestration.presentation import describe_pattern
 from conversion_assets.orchestration.progress import ProgressLog, describe_stages
 from conversion_assets.orchestration.retries import RETRY_TRANSIENT, transient_faults_only
 from conversion_assets.orchestration.runs import raise_failures
@@ -88,6 +89,7 @@ def backfills(
             partial(datetime.now, UTC),
             ProgressLog(context),
             compute=compute.engine(),
+            describe=partial(describe_pattern, with_plot=True),
         )
         as_of = parse_moment(config.as_of) if config.as_of else None
         if config.dry_run:

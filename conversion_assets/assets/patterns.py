@@ -89,18 +89,20 @@ def patterns(
     settings: SettingsResource,
 ) -> Iterator[MaterializeResult[None]]:
     """Learn the chosen clients in one go; only those that succeeded are materialized."""
+    clients = choose_clients(context.partition_keys, config.client_ids)
     selected = [key for key in KINDS if key in context.selected_asset_keys]
     with transient_faults_only():
         refresh = refresh_patterns(
             database.engine(),
             features.store(),
-            client_ids=choose_clients(context.partition_keys, config.client_ids),
+            client_ids=clients,
             kinds=[KINDS[key] for key in selected],
             as_of=parse_moment(config.as_of) if config.as_of else get_run_moment(context),
             run_id=context.run.run_id,
             config=settings.load().learning,
             now=partial(datetime.now, UTC),
             compute=compute.engine(),
+            describe=partial(describe_pattern, with_plot=len(clients) <= LARGEST_RUN_WITH_PLOTS),
         )
         told = {key: describe_clients(refresh, KINDS[key]) for key in selected}
         alone = context.partition_keys if len(context.partition_keys) == 1 else []
@@ -121,13 +123,8 @@ def patterns(
 
 def describe_clients(refresh: PatternRefresh, kind: PatternType) -> dict[str, Materialization]:
     """Return the event of every client whose pattern of one type was stored, by partition key."""
-    clients = {stored.client_id for stored in refresh.stored}
-    with_plots = len(clients) <= LARGEST_RUN_WITH_PLOTS
     return {
-        partition_key(stored.client_id): Materialization(
-            describe_pattern(stored.document, stored.outcome, with_plot=with_plots),
-            stored.content_hash,
-        )
+        partition_key(stored.client_id): Materialization(stored.description, stored.content_hash)
         for stored in refresh.stored
-        if stored.document.type == kind
+        if stored.pattern_type == kind
     }

@@ -25,7 +25,12 @@ from conversion_assets.domain.terms import PatternType
 from conversion_assets.features.snapshots import SNAPSHOT_CODE, rebuild_snapshots
 from conversion_assets.learning import CODE_VERSION
 from conversion_assets.refresh.features import refresh_features
-from conversion_assets.refresh.patterns import PatternRefresh, refresh_patterns
+from conversion_assets.refresh.patterns import (
+    Describe,
+    PatternRefresh,
+    refresh_patterns,
+    say_nothing,
+)
 from conversion_assets.refresh.scoring import count_unscored, score_leads
 from conversion_assets.scoring.lead_score import SCORE_VERSION
 from conversion_assets.storage.backfills import LEASE, BackfillLedger, BackfillRequest, Lease
@@ -79,6 +84,7 @@ class BackfillTools:
         timer: Seconds, for rates.
         page_activities: Activities in memory at once.
         compute: Where shards of clients are computed.
+        describe: See `refresh_patterns`.
     """
 
     engine: Engine
@@ -89,6 +95,7 @@ class BackfillTools:
     timer: Callable[[], float] = time.monotonic
     page_activities: int = PAGE_ACTIVITIES
     compute: ComputeEngine = field(default_factory=LocalEngine)
+    describe: Describe = say_nothing
 
 
 def backfill_client(
@@ -306,6 +313,7 @@ class _Work:
             config=tools.learning,
             now=tools.clock,
             compute=tools.compute,
+            describe=tools.describe,
         )
         counts = {f"{one.pattern_type} {one.outcome}": 1 for one in learned.outcomes}
         seconds = tools.timer() - started

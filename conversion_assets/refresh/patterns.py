@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import polars as pl
 from sqlalchemy import Engine
@@ -35,14 +36,33 @@ from conversion_assets.storage.sources import read_clients
 _FAILED_TO_STORE = "storing failed"
 
 
+Describe = Callable[[AnyPattern, str], Mapping[str, Any]]
+
+
+def say_nothing(document: AnyPattern, outcome: str) -> Mapping[str, Any]:
+    """Keep nothing of a document."""
+    return {}
+
+
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document that is in the repository now."""
+    """A document that is in the repository now.
+
+    The document itself is not kept: half a megabyte for each client.
+
+    Attributes:
+        client_id: Its client.
+        pattern_type: Its type.
+        outcome: found or none_found.
+        content_hash: See `content_hash_of`.
+        description: What the caller's `describe` made of it.
+    """
 
     client_id: str
-    document: AnyPattern
+    pattern_type: PatternType
     outcome: str
     content_hash: str
+    description: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,7 @@ def refresh_patterns(
     config: LearningConfig,
     now: Callable[[], datetime],
     compute: ComputeEngine | None = None,
+    describe: Describe = say_nothing,
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> PatternRefresh:
     """Learn the chosen clients together and store each of them by itself.
@@ -95,6 +116,7 @@ def refresh_patterns(
         config: Thresholds.
         now: Clock, for the time of computation.
         compute: Where shards are surveyed; this process when not given. It changes no byte.
+        describe: Makes of a stored document and its outcome what is kept of it in the report.
         rows_per_shard: Leads and touches in memory at once; it changes no byte either.
 
     Raises:
@@ -149,8 +171,10 @@ def refresh_patterns(
             detection, kinds, prints, list_changes(detection, record, kinds, as_of), found
         )
         storing = time.perf_counter()
-        _store_batch(repository, batch, header, found.ungraded, refresh)
+        done = _store_batch(repository, batch, header, found.ungraded)
         refresh.seconds["storage_s"] += time.perf_counter() - storing
+        refresh.outcomes.extend(one for results in done for one in results.outcomes)
+        refresh.stored.extend(one for results in done for one in _list_stored(results, describe))
     if not lent:
         repository.store_pool([])
     strangers = {client: "there is no such client" for client in set(client_ids) - known}
@@ -202,23 +226,18 @@ def _store_batch(
     batch: Sequence[ClientResults],
     header: Refresh,
     ungraded: Mapping[str, str],
-    refresh: PatternRefresh,
-) -> None:
-    """Store the clients of one survey and write down what became of them."""
+) -> list[ClientResults]:
+    """Store the clients of one survey; return what became of each."""
     # Without its record a client's verdicts would be too kind: it fails, and what is stored stays.
     judged = [
         _state_failure(one, ungraded[one.client_id]) if one.client_id in ungraded else one
         for one in batch
     ]
     errors = _store_clients(repository, judged, header)
-    for results in judged:
-        client = results.client_id
-        if client in errors:
-            kinds = [one.pattern_type for one in results.outcomes]
-            refresh.outcomes.extend(_fail({client: errors[client]}, kinds))
-        else:
-            refresh.outcomes.extend(results.outcomes)
-            refresh.stored.extend(_list_stored(results))
+    return [
+        _state_failure(one, errors[one.client_id]) if one.client_id in errors else one
+        for one in judged
+    ]
 
 
 def _store_clients(
@@ -270,14 +289,15 @@ def content_hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _list_stored(results: ClientResults) -> list[StoredDocument]:
+def _list_stored(results: ClientResults, describe: Describe) -> list[StoredDocument]:
     outcomes = {one.pattern_type: str(one.outcome) for one in results.outcomes}
     return [
         StoredDocument(
             client_id=results.client_id,
-            document=document,
+            pattern_type=kind,
             outcome=outcomes[kind],
             content_hash=content_hash_of(canonical_json(document)),
+            description=describe(document, outcomes[kind]),
         )
         for kind, document in results.documents.items()
     ]

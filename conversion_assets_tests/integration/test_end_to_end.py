@@ -48,8 +48,8 @@ def learn(
     assert not [o for o in result.outcomes if o.outcome == OutcomeKind.FAILED]
     repository = PatternRepository(engine)
     return {
-        (one.client_id, one.document.type): canonical_json(
-            repository.current(one.client_id)[one.document.type].document
+        (one.client_id, one.pattern_type): canonical_json(
+            repository.current(one.client_id)[one.pattern_type].document
         )
         for one in result.stored
     }
