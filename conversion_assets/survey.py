@@ -19,7 +19,7 @@ from conversion_assets.detectors import how, when
 from conversion_assets.detectors.cells import MOST_VALUES, Dimension, count_dimension
 from conversion_assets.detectors.dimensions import list_dimensions
 from conversion_assets.detectors.documents import compute_confidence
-from conversion_assets.detectors.ledger import CELL, compute_q_values
+from conversion_assets.detectors.ledger import CELL, compute_p_values
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.detectors.reversals import count_strata
 from conversion_assets.detectors.threads import run_together
@@ -48,8 +48,9 @@ class Survey:
     Attributes:
         client_ids: Ids in the order of their rows.
         cells: Every counted cell, sorted by `CELL`: columns of `count_dimension`; prior_lift, what
-            neighbouring cells say; cell, its number; and of those that may stand in a document
-            the columns of `compute_q_values`, null in the others.
+            neighbouring cells say; only_winners (of its dimension); is_confirmed (by both halves,
+            where these are asked); cell, its number; and of those that may stand in a document the
+            columns of `compute_p_values`, null in the others.
         strata: Strata of the promising cells, columns of `STRATA`.
         summary: One row per client: n, k, maturity_days, touch_maturity_days.
         notes: client, kind, reason, rows, of: what was left out and why.
@@ -126,14 +127,13 @@ def take_survey(
     counted = pl.concat(cells).sort(CELL)
     counted = counted.with_columns(cell=pl.int_range(counted.height, dtype=pl.Int64))
     is_open = pl.Series([gate[PatternType.WHO] is None for gate in gates], dtype=pl.Boolean)
-    judged = compute_q_values(
+    judged = compute_p_values(
         counted.filter(
             is_open.gather(counted["client"]) & (pl.col("frequency_rank") <= MOST_VALUES)
-        ),
-        config,
+        )
     )
     promising = judged.filter("is_promising").select("cell", *CELL)
-    tests = judged.select("cell", "p_value", "is_tested", "first_q", "lasting_q")
+    tests = judged.select("cell", "upper_p", "lower_p", "p_value", "is_tested", "lasting_q")
     return Survey(
         client_ids=population.client_ids,
         cells=counted.join(tests, on="cell", how="left", maintain_order="left"),
@@ -249,7 +249,13 @@ def _count_dimension(population: Population, dimension: Dimension) -> pl.DataFra
         if dimension.neighbours
         else pl.Series("prior_lift", [None] * cells.height, dtype=pl.Float64)
     )
-    return cells.with_columns(near)
+    return cells.with_columns(
+        near,
+        only_winners=pl.lit(dimension.only_winners),
+        is_confirmed=how.find_confirmed(population, cells)
+        if dimension.name == how.SEQUENCES
+        else pl.lit(value=True),
+    )
 
 
 def _summarize(population: Population) -> pl.DataFrame:

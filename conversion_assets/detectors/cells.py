@@ -55,6 +55,7 @@ class Dimension:
             channels with that tier's, a sequence with those of its length. Each value lies in one.
         checked: Columns in whose strata a reversal is looked for, one at a time.
         neighbours: Cells whose data lend themselves to each other, smoothed on a circle.
+        only_winners: Asked alone is what works better, not what works worse.
     """
 
     pattern: PatternType
@@ -69,6 +70,7 @@ class Dimension:
     within: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
     neighbours: Literal["hours", "week"] | None = None
+    only_winners: bool = False
 
     @property
     def unit(self) -> Unit:

@@ -23,13 +23,17 @@ from conversion_assets.stats.markov import (
     compute_removal_effects,
     count_transitions,
 )
-from conversion_assets.stats.multiplicity import compute_tail_probabilities, find_testable
+from conversion_assets.stats.multiplicity import compute_mid_p, find_testable
 
+LATER_HALF = pl.col("is_later_half")
 CHECKED = ("channel", "touch_stratum", "source", "month")
 
-# A prefix goes on to confirmation when the earlier half shows it this clearly. Loose on purpose:
-# the later half decides, and a missed prefix is never tested at all.
-DISCOVERY_LEVEL = 0.10
+SEQUENCES = "winning_sequences"
+
+# Each half alone must show a prefix this clearly. A true effect that the ledger calls stands at
+# 2.3 deviations in each half and misses this in one of fifty; one without effect passes in one of
+# sixteen.
+HALF_LEVEL = 0.25
 
 
 def build_dimensions() -> list[Dimension]:
@@ -49,38 +53,65 @@ def build_dimensions() -> list[Dimension]:
                   checked=("touch_stratum", "source", "month")),
         # A prefix of length L is compared among the leads that got L touches before converting:
         # anything else would count the touches that conversion itself prevented.
-        Dimension(PatternType.HOW, "winning_sequences", "sequences",
-                  value=pl.when("is_candidate").then("prefix"), counts_in=pl.col("is_later_half"),
-                  within=("length",), checked=("source", "month")),
+        Dimension(PatternType.HOW, SEQUENCES, "sequences",
+                  value=pl.when("is_candidate").then("prefix"),
+                  within=("length",), checked=("source", "month"), only_winners=True),
     ]  # fmt: skip
 
 
 def discover_sequences(population: Population) -> Population:
-    """Mark the prefixes that the earlier half of each client's leads suggests.
+    """Mark the prefixes worth a test, and those that the earlier half shows and the later confirms.
+
+    Whether a prefix is tested is decided by margins alone: both halves have to be large enough. So
+    all leads may judge it; that both halves say the same of their own is asked beside.
 
     Returns:
-        The population with a column is_candidate in `sequences`.
+        The population with columns is_candidate and is_confirmed in `sequences`.
 
     Source:
         Webb 2007: patterns mined from data are tested on other data.
     """
+    earlier, later = (_test_half(population, half) for half in (~LATER_HALF, LATER_HALF))
+    halves = earlier.join(later, on=["client", "value"], suffix="_later")
+    marks = halves.filter("is_testable", "is_testable_later").select(
+        "client",
+        prefix="value",
+        is_candidate=pl.lit(True),
+        is_confirmed=(pl.col("p") <= HALF_LEVEL) & (pl.col("p_later") <= HALF_LEVEL),
+    )
+    marked = population.sequences.join(
+        marks, on=["client", "prefix"], how="left", maintain_order="left"
+    ).with_columns(pl.col("is_candidate", "is_confirmed").fill_null(False))
+    return replace(population, sequences=marked)
+
+
+def _test_half(population: Population, half: pl.Expr) -> pl.DataFrame:
+    """Upper mid-p-value of every prefix in one half of the leads: client, value, p, is_testable."""
     explored = Dimension(
-        PatternType.HOW, "explored", "sequences", value=pl.col("prefix"),
-        counts_in=~pl.col("is_later_half"),
-    )  # fmt: skip
+        PatternType.HOW, "explored", "sequences", value=pl.col("prefix"), counts_in=half
+    )
     cells = summarize_cells(count_cells(population, explored, ["length"]))
     k, *moments = (
         cells[c].to_numpy().astype(np.float64) for c in ("k", "expected", "variance", "third")
     )
-    upper, _ = compute_tail_probabilities(k, *moments)
-    suggested = cells.filter((upper <= DISCOVERY_LEVEL) & find_testable(*moments))
-    marked = population.sequences.join(
-        suggested.select("client", prefix="value", is_candidate=pl.lit(True)),
-        on=["client", "prefix"],
-        how="left",
-        maintain_order="left",
-    ).with_columns(pl.col("is_candidate").fill_null(False))
-    return replace(population, sequences=marked)
+    return cells.select(
+        "client",
+        "value",
+        p=pl.Series(compute_mid_p(k, *moments)[0], dtype=pl.Float64),
+        is_testable=pl.Series(find_testable(*moments), dtype=pl.Boolean),
+    )
+
+
+def find_confirmed(population: Population, cells: pl.DataFrame) -> pl.Series:
+    """Whether both halves show each prefix; `cells` with columns client and value."""
+    marks = (
+        population.sequences.filter("is_candidate")
+        .select("client", "is_confirmed", value="prefix")
+        .unique()
+    )
+    return cells.join(marks, on=["client", "value"], how="left", maintain_order="left")[
+        "is_confirmed"
+    ]
 
 
 def describe_transitions(population: Population) -> list[dict[str, Any]]:
@@ -183,7 +214,7 @@ def build_document(
             "best_first_channel": best_first["value"] if best_first else None,
             "multi_channel": table.get(client, "multi_channel"),
             "winning_sequences": table.get(
-                client, "winning_sequences", lambda prefix: prefix.split(SEQUENCE_SEPARATOR)
+                client, SEQUENCES, lambda prefix: prefix.split(SEQUENCE_SEPARATOR)
             ),
             "channel_by_tier": {
                 tier: by_tier[tier]

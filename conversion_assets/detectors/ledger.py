@@ -27,8 +27,10 @@ from conversion_assets.stats.intervals import (
 )
 from conversion_assets.stats.multiplicity import (
     adjust_benjamini_hochberg,
-    compute_two_sided_p,
+    adjust_directions,
+    compute_mid_p,
     find_testable,
+    weigh_directions,
 )
 from conversion_assets.stats.pooling import pool_counts
 from conversion_assets.stats.sequential import compute_always_valid_p
@@ -40,7 +42,10 @@ from conversion_assets.stats.shrinkage import (
 
 Floats = NDArray[np.float64]
 CELL = ["client", "pattern", "dimension", "value"]
-BORROWED = ("prior_lift", "pool_contributors", "pool_share", "pool_excess")
+BORROWED = ("prior_lift", "pool_lift", "pool_contributors", "pool_share", "pool_excess")
+# Whatever other clients say, no cell is an act whose own outcomes would be seen more often than
+# this without any effect.
+OWN_EVIDENCE = 0.05
 VERDICT_ORDER = [Verdict.ACT.value, Verdict.WATCH.value, Verdict.NO_EVIDENCE.value]
 
 
@@ -54,9 +59,9 @@ def borrow_from_pool(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFram
         config: Privacy limits of the pool.
 
     Returns:
-        Columns of `BORROWED`, a row for each cell in the order given: prior_lift filled; where it
-        was borrowed, pool_contributors, pool_share (of the largest) and pool_excess (see
-        `PooledLift`).
+        Columns of `BORROWED`, a row for each cell in the order given: prior_lift filled; pool_lift,
+        what the pool says; where the prior was borrowed from it, pool_contributors, pool_share (of
+        the largest) and pool_excess (see `PooledLift`).
     """
     names = list(BORROWED)
     is_member = cells["is_member"].to_numpy()
@@ -81,39 +86,39 @@ def borrow_from_pool(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFram
     is_borrowed = np.isnan(near) & ~np.isnan(lift)
     told = (np.where(is_borrowed, one, np.nan) for one in (contributors, share, excess))
     prior = np.where(np.isnan(near), np.where(np.isnan(lift), 1.0, lift), near)
-    return pl.DataFrame(dict(zip(names, (prior, *told), strict=True))).with_columns(
+    return pl.DataFrame(dict(zip(names, (prior, lift, *told), strict=True))).with_columns(
         pl.col(*names[1:]).fill_nan(None)
     )
 
 
-def compute_q_values(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+def compute_p_values(cells: pl.DataFrame) -> pl.DataFrame:
     """Test the counted cells of all clients and detectors against no effect.
 
     Needs nothing but a client's own counts, neither its pool nor what was said of it before.
 
     Args:
         cells: Cells of `count_dimension` that may stand in a document, sorted by `CELL`.
-        config: Thresholds.
 
     Returns:
-        The cells with p_value, is_tested, and two q-values within each client's ledger over all
-        detectors: first_q for a cell looked at once, lasting_q for one that is looked at every
-        week; is_promising where a first look could call the cell an act.
+        The cells with upper_p and lower_p; p_value of both sides; is_tested; lasting_q, the q-value
+        within the client's ledger over all detectors of a cell that is looked at every week; and
+        is_promising where a first look could call the cell an act.
     """
     k, *moments = _numbers(cells, "k", "expected", "variance", "third")
     tested = find_testable(*moments)
-    p = compute_two_sided_p(k, *moments)
+    upper, lower = compute_mid_p(k, *moments)
+    p = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
     client = cells["client"].to_numpy().astype(np.int64)
-    first, lasting = np.ones((2, cells.height))
-    first[tested] = adjust_benjamini_hochberg(p[tested], client[tested])
+    lasting = np.ones(cells.height)
     always_valid = compute_always_valid_p(k, *moments)
     lasting[tested] = adjust_benjamini_hochberg(always_valid[tested], client[tested])
     return cells.with_columns(
+        upper_p=upper,
+        lower_p=lower,
         p_value=p,
         is_tested=tested,
-        first_q=first,
         lasting_q=lasting,
-        is_promising=first <= config.act_q,
+        is_promising=tested & (p <= OWN_EVIDENCE),
     )
 
 
@@ -126,8 +131,8 @@ def assess_cells(
     """Turn the tested cells of all clients and detectors into estimates with verdicts.
 
     Args:
-        cells: Result of `compute_q_values` with prior_lift as `borrow_from_pool` fills it, and
-            cell, the number by which `strata` know a cell.
+        cells: Result of `compute_p_values` with prior_lift and pool_lift as `borrow_from_pool`
+            fills them, and cell, the number by which `strata` know a cell.
         strata: Result of `count_strata` for the promising ones.
         config: Thresholds.
         earlier: What an earlier refresh said: client, pattern, dimension, value of its acts, and
@@ -141,7 +146,7 @@ def assess_cells(
     estimated = pl.concat(
         run_together([partial(_estimate_part, part, config) for part in _cut_by_client(cells)])
     )
-    judged = _give_verdicts(_mark_repeated(estimated, earlier), config)
+    judged = _give_verdicts(_mark_repeated(_adjust(estimated), earlier), config)
     acts = judged.filter(pl.col("verdict") == Verdict.ACT.value)
     of_acts = strata.join(acts.select("cell"), on="cell", how="semi", maintain_order="left")
     return _judge(judged, find_reversals(acts, of_acts, config), config)
@@ -254,17 +259,41 @@ def _mark_repeated(cells: pl.DataFrame, earlier: pl.DataFrame | None) -> pl.Data
     )
 
 
+def _adjust(cells: pl.DataFrame) -> pl.DataFrame:
+    """q-values of a first look, within the ledger of each client over all detectors.
+
+    Each direction of a cell is a hypothesis, weighed by what other clients say of it.
+    """
+    upper, lower, pool = _numbers(cells, "upper_p", "lower_p", "pool_lift")
+    is_weak = cells["p_value"].to_numpy() > OWN_EVIDENCE
+    upper[is_weak], lower[is_weak] = 1.0, 1.0
+    up, down = weigh_directions(pool)
+    only_winners, tested = (cells[c].to_numpy() for c in ("only_winners", "is_tested"))
+    # One question instead of two: what nobody tells of it is no better known for that.
+    up = np.where(only_winners & np.isnan(pool), 1.0, up)
+    down = np.where(only_winners, 0.0, down)
+    first = np.ones(cells.height)
+    first[tested] = adjust_directions(
+        upper[tested],
+        lower[tested],
+        (up[tested], down[tested]),
+        cells["client"].to_numpy().astype(np.int64)[tested],
+    )
+    return cells.with_columns(first_q=np.where(is_weak, 1.0, first))
+
+
 def _give_verdicts(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     """q-values as often as each cell was looked at, and what they and the interval say."""
     repeated = pl.max_horizontal("first_q", "lasting_q")
     judged = cells.with_columns(q_value=pl.when("is_repeated").then(repeated).otherwise("first_q"))
+    stands_out = (pl.col("q_value") <= config.act_q) & (
+        (pl.col("lift_low") > 1.0) | (pl.col("lift_high") < 1.0)
+    )
+    is_near = pl.col("q_value").is_between(config.act_q, config.watch_q, closed="right")
     return _widen_chosen(judged, config).with_columns(
-        verdict=pl.when(
-            (pl.col("q_value") <= config.act_q)
-            & ((pl.col("lift_low") > 1.0) | (pl.col("lift_high") < 1.0))
-        )
+        verdict=pl.when(stands_out & pl.col("is_confirmed"))
         .then(pl.lit(Verdict.ACT.value))
-        .when(pl.col("q_value").is_between(config.act_q, config.watch_q, closed="right"))
+        .when(stands_out | is_near)
         .then(pl.lit(Verdict.WATCH.value))
         .otherwise(pl.lit(Verdict.NO_EVIDENCE.value))
     )

@@ -221,13 +221,10 @@ def _grade_moment(
 
 def _count_window(population: Population, dimensions: Sequence[Dimension]) -> pl.DataFrame:
     """Counts of every cell of the window, by `KEY`."""
-    everything = pl.lit(value=True)
     whole = replace(
         population,
-        # Discovery and confirmation lie behind; all leads of the window bear witness.
-        sequences=population.sequences.with_columns(
-            is_later_half=everything, is_candidate=everything
-        ),
+        # Discovery and confirmation lie behind.
+        sequences=population.sequences.with_columns(is_candidate=pl.lit(value=True)),
     )
     names = pl.DataFrame(
         {"client": range(len(population.client_ids)), "client_id": population.client_ids},

@@ -35,7 +35,9 @@ from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import Features, build_features
 from conversion_assets.stats.multiplicity import (
     adjust_benjamini_hochberg,
+    adjust_directions,
     compute_tail_probabilities,
+    weigh_directions,
 )
 from conversion_assets.synthetic.generator import generate_agency
 from conversion_assets_tests.recovery import worlds
@@ -59,16 +61,25 @@ class _World:
     as_of: datetime
 
 
-def measure_power(clients: int, leads: int, *, seed: int = 9, world: str = HAZARD) -> list[Mark]:
-    """Power over that of the oracle, for the two readings, and where ours is lost."""
+def measure_power(
+    clients: int, leads: int, *, seed: int = 9, world: str = HAZARD, with_pool: bool = True
+) -> list[Mark]:
+    """Power over that of the oracle, for each reading, and where ours is lost.
+
+    Without a pool no client shares what it knows: each has nothing but its own rows.
+    """
     parts = []
     for first in range(0, clients, BATCH):
         count = min(BATCH, clients - first)
         make = _make_propensity if world == PROPENSITY else _make_hazard
-        parts += _compare(make(first, count, leads, seed))
+        made = make(first, count, leads, seed)
+        if not with_pool:
+            made = replace(made, members=made.members.with_columns(pool_opt_in=pl.lit(value=False)))
+        parts += _compare(made)
     table = pl.DataFrame(parts)
-    ours, ledger, alone, learner, ours_in_q = (
-        float(table[name].sum()) for name in ("found", "oracle", "oracle_alone", "learner", "in_q")
+    ours, ledger, weighted, alone, learner, ours_in_q = (
+        float(table[name].sum())
+        for name in ("found", "oracle", "oracle_weighted", "oracle_alone", "learner", "in_q")
     )
     lost = Counter(table.filter("oracle", ~pl.col("found"))["stage"].to_list())
     by = table.group_by("dimension").agg(pl.col("found", "oracle", "learner", "oracle_alone").sum())
@@ -81,11 +92,13 @@ def measure_power(clients: int, leads: int, *, seed: int = 9, world: str = HAZAR
         "found where the oracle's ledger is silent":
             str(table.filter("found", ~pl.col("oracle")).height),
     }  # fmt: skip
-    size = f"{leads:,} leads"
+    size = f"{leads:,} leads" + ("" if with_pool else ", no pool")
     reason = "; ".join(f"{count} lost to {stage}" for stage, count in lost.most_common(3))
     return [
         Mark(7, f"power over an oracle's in the ledger, {size}", ours / max(ledger, 1), low=0.85,
              n=table.height, detail=detail, world=world, reason=reason),
+        Mark(7, f"power over an oracle's in our weighted ledger, {size}", ours / max(weighted, 1),
+             n=table.height, world=world),
         Mark(7, f"power over a learner's of the base, {size}", ours / max(learner, 1),
              n=table.height, world=world),
         Mark(7, f"power over an oracle's alone at 0.10, {size}", ours / max(alone, 1),
@@ -251,9 +264,13 @@ def _judge(
         else next(ledger.filter(dimension=dimension, value=label).iter_rows(named=True), None)
     )  # fmt: skip
     others = np.empty(0)
+    weighted = False
     if ledger is not None:
         is_cell = (pl.col("dimension") == dimension) & (pl.col("value") == label)
         others = ledger.filter("is_tested", ~is_cell)["p_value"].to_numpy()
+        weighted = row is not None and _is_called_weighted(
+            tail, row, ledger.filter("is_tested", ~is_cell)
+        )
     plain = whole if dimension == SEQUENCE else row
     found = row is not None and row["verdict"] == "act" and row["lift"] > 1
     passes = row is not None and row["q_value"] <= SETTINGS.act_q and row["lift"] > 1
@@ -261,6 +278,7 @@ def _judge(
         "found": found,
         "in_q": passes,
         "oracle": _is_called(tail, others),
+        "oracle_weighted": weighted,
         "learner": plain is not None and _is_called(_test_upwards(plain), others),
         "oracle_alone": bool(tail <= SETTINGS.act_q),
         "stage": _find_stage(row, others, passes=passes, is_sequence=dimension == SEQUENCE),
@@ -273,20 +291,34 @@ def _is_called(p: float, others: Any) -> bool:
     return bool(q[-1] <= SETTINGS.act_q)
 
 
+def _is_called_weighted(tail: float, row: dict[str, Any], others: pl.DataFrame) -> bool:
+    """The oracle in our own ledger: our weights, those of both directions on the true one."""
+    cells = pl.concat([others, pl.DataFrame([row], schema=others.schema)])
+    up, down, is_asked_down = (
+        *weigh_directions(cells["pool_lift"].fill_null(np.nan).to_numpy()),
+        ~cells["only_winners"].to_numpy(),
+    )
+    down = np.where(is_asked_down, down, 0.0)
+    upper, lower = (cells[name].to_numpy().copy() for name in ("upper_p", "lower_p"))
+    upper[-1], up[-1], down[-1] = tail, up[-1] + down[-1], 0.0
+    q = adjust_directions(upper, lower, (up, down), np.zeros(upper.size, np.int64))
+    return bool(q[-1] <= SETTINGS.act_q)
+
+
 def _find_stage(row: dict[str, Any] | None, others: Any, *, passes: bool, is_sequence: bool) -> str:
     """First step at which a cell that the oracle calls fails to become an act."""
     if row is None:
-        return "no candidate of the earlier half" if is_sequence else "no such cell"
+        return "a half too small to be tested" if is_sequence else "no such cell"
     if not row["is_tested"]:
         return "too small to be tested"
+    if row["q_value"] <= SETTINGS.act_q and not row["is_confirmed"]:
+        return "not shown by both halves"
     if row["verdict"] == "watch" and row["q_value"] <= SETTINGS.act_q:
         return "a reversal"
     if passes:
         return "the interval of the lift"
     if row["lift"] > 1 and _is_called(row["p_value"] / 2, others):
         return "testing both sides"
-    if is_sequence:
-        return "half of the leads"
     if _is_called(_test_upwards(row), others):
         return "holding strata fixed"
     return "a base that is estimated, the cell in it"

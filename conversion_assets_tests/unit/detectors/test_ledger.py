@@ -14,12 +14,14 @@ from conversion_assets.detectors import how, what, when, who
 from conversion_assets.detectors.cells import count_dimension, summarize_cells
 from conversion_assets.detectors.ledger import (
     CELL,
+    OWN_EVIDENCE,
     _add_intervals,
+    _adjust,
     _estimate,
     _give_verdicts,
     assess_cells,
     borrow_from_pool,
-    compute_q_values,
+    compute_p_values,
 )
 from conversion_assets.detectors.population import select_population
 from conversion_assets.detectors.reversals import count_strata
@@ -49,9 +51,17 @@ def _assess(simpson: bool):
         *who.build_dimensions(), *what.build_dimensions(features.touches.columns),
         *when.build_dimensions(), *how.build_dimensions(),
     ]  # fmt: skip
-    cells = pl.concat([count_dimension(population, d) for d in dimensions]).sort(CELL)
-    tested = compute_q_values(cells.with_row_index("cell"), CONFIG).with_columns(
-        pl.col("cell").cast(pl.Int64), prior_lift=1.0
+    counted = [
+        count_dimension(population, d).with_columns(only_winners=pl.lit(d.only_winners))
+        for d in dimensions
+    ]
+    cells = pl.concat(counted).sort(CELL).with_row_index("cell")
+    tested = compute_p_values(cells).with_columns(
+        pl.col("cell").cast(pl.Int64),
+        prior_lift=1.0,
+        # Some cells with a pool, most without.
+        pool_lift=pl.when(pl.col("cell") % 3 == 0).then(0.8 + (pl.col("cell") % 7) / 10),
+        is_confirmed=pl.col("cell") % 5 != 0,
     )
     strata = count_strata(population, dimensions, tested.filter("is_promising"))
     return assess_cells(tested, strata, CONFIG), population
@@ -108,7 +118,10 @@ def test_reversals_and_acts_read_literally(simpson):
     assert convincing.height > 20
     columns = ["client", "is_outcome", "is_converted"]
     checked = 0
-    for cell in convincing.sort("q_value").head(30).iter_rows(named=True):
+    for cell in convincing.sort("q_value").head(40).iter_rows(named=True):
+        if not cell["is_confirmed"]:
+            assert cell["verdict"] == "watch"
+            continue
         dimension = dimensions[cell["dimension"]]
         frame, is_in = _labels(population, dimension)
         mine = frame.filter(pl.col("client") == cell["client"])
@@ -174,19 +187,40 @@ def test_the_other_verdicts_read_literally(simpson):
 def test_one_ledger_per_client_over_all_detectors(simpson):
     estimates, _ = _assess(simpson)
     moments = [estimates[c].to_numpy() for c in ("expected", "variance", "third")]
-    p = compute_two_sided_p(estimates["k"].to_numpy().astype(float), *moments)
+    k = estimates["k"].to_numpy().astype(float)
+    two_sided = compute_two_sided_p(k, *moments)
     tested = find_testable(*moments)
     assert estimates["is_tested"].to_list() == tested.tolist()
     for client in (0, 1):
         mine = (estimates["client"] == client).to_numpy()
         assert estimates.filter(mine)["pattern"].n_unique() == 4
-        # Two orders of the same multiplications: the last digit.
-        np.testing.assert_allclose(
-            estimates["q_value"].to_numpy()[mine & tested],
-            stats.false_discovery_control(p[mine & tested]),
-            rtol=1e-13,
-        )
         assert (estimates["q_value"].to_numpy()[mine & ~tested] == 1).all()
+        hypotheses = []
+        for row, p in zip(estimates.iter_rows(named=True), two_sided, strict=True):
+            if row["client"] == client and row["is_tested"]:
+                hypotheses += _list_directions(row, is_weak=p > OWN_EVIDENCE)
+        mean = sum(weight for *_, weight in hypotheses) / len(hypotheses)
+        scaled = stats.false_discovery_control(
+            [min(1.0, p * mean / weight) for _, p, weight in hypotheses]
+        )
+        expected = defaultdict(lambda: 1.0)
+        for (cell, *_), q in zip(hypotheses, scaled, strict=True):
+            expected[cell] = min(expected[cell], q)
+        assert (estimates["q_value"].to_numpy()[mine & (two_sided > OWN_EVIDENCE)] == 1).all()
+        strong = mine & tested & (two_sided <= OWN_EVIDENCE)
+        for row in estimates.filter(strong).iter_rows(named=True):
+            assert row["q_value"] == pytest.approx(expected[row["cell"]], rel=1e-12)
+
+
+def _list_directions(row, *, is_weak):
+    """Cell, p-value and weight of each question about it, by the letter."""
+    pool, is_sequence = row["pool_lift"], row["dimension"] == "winning_sequences"
+    up = min(20, max(0.05, pool**8)) if pool is not None else (1.0 if is_sequence else 1.5)
+    asked = [(row["cell"], 1.0 if is_weak else row["upper_p"], up)]
+    if not is_sequence:
+        down = 1 / up if pool is not None else 0.5
+        asked.append((row["cell"], 1.0 if is_weak else row["lower_p"], down))
+    return asked
 
 
 @pytest.mark.parametrize("simpson", [False, True])
@@ -252,12 +286,15 @@ def test_intervals_of_any_counts_hold_their_estimates(counts, prior_lift):
             dimension=pl.lit("source_rankings"),
             naive_expected="expected",
             prior_lift=pl.lit(prior_lift),
+            pool_lift=pl.lit(prior_lift),
+            only_winners=pl.lit(value=False),
+            is_confirmed=pl.lit(value=True),
             is_repeated=pl.lit(value=False),
         )
         .sort(CELL)
     )
     estimated = _add_intervals(_estimate(cells, CONFIG), CONFIG)
-    judged = _give_verdicts(compute_q_values(estimated, CONFIG), CONFIG)
+    judged = _give_verdicts(_adjust(compute_p_values(estimated)), CONFIG)
     assert judged.select(pl.col(pl.Float64).is_finite().all()).row(0) == (True,) * len(
         judged.select(pl.col(pl.Float64)).columns
     )
