@@ -430,13 +430,14 @@ def _wait_for(asker: _Asker, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            asker("{version}")
+            # Some kilobytes once the code location is loaded; before that there is nothing to ask.
+            if asker(QUESTIONS["schedules and sensors"]) > 1024:
+                return
         except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the webserver did not start") from None
-            time.sleep(0.5)
-        else:
-            return
+            pass
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError("the webserver did not start")
+        time.sleep(0.5)
 
 
 def _ask(asker: _Asker, query: str) -> dict[str, float]:

@@ -202,6 +202,19 @@ def _judge_dagster(found: Found) -> Iterator[Line]:
             yield Line("dagster", what, "stated", f"{_write(share)} %", None, note)
 
 
+def _judge_patterns(found: Found) -> Iterator[Line]:
+    for database, name in (("postgresql", "PostgreSQL"), ("sqlite", "SQLite")):
+        if database not in found:
+            continue
+        part = found[database]
+        yield at_most(
+            "patterns", f"writing {found['patterns']:,} patterns with history over a bare bulk "
+            f"insert, {name}", part["ratio"], found["most_ratio"], unit=" ×",
+            note=f"{_write(part['ours_s'])} s, bare {_write(part['bare_s'])} s, "
+            f"the next refresh {_write(part['next_s'])} s, peak {part['peak_mb']:,} MB",
+        )  # fmt: skip
+
+
 def _judge_learning(found: Found) -> Iterator[Line]:
     size = f"{found['clients']:,} clients, {found['activities']:,} activities"
     yield at_most("learning", f"detection, {size}", found["detection_s"], 5, unit=" s")
@@ -224,6 +237,7 @@ JUDGES: dict[str, Callable[[Found], Iterator[Line]]] = {
     "one_client": _judge_one_client,
     "refresh": _judge_refresh,
     "dagster": _judge_dagster,
+    "patterns": _judge_patterns,
     "learning": _judge_learning,
     "import": _judge_import,
 }

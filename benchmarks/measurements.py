@@ -95,6 +95,15 @@ def measure_dagster(quick: bool) -> dict[str, Any]:
     return dagster_overhead.run()
 
 
+def measure_patterns(quick: bool) -> dict[str, Any]:
+    """Writing patterns with their history."""
+    from benchmarks import pattern_writing  # noqa: PLC0415
+
+    if quick:
+        return pattern_writing.run(5, 1, postgresql=False)
+    return pattern_writing.run(1000, 3)
+
+
 def measure_learning(quick: bool) -> dict[str, Any]:
     """One `learn` of 50 clients by the command line, in a process of its own."""
     from benchmarks import learning_speed  # noqa: PLC0415
@@ -117,6 +126,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "clients": measure_clients,
     "one_client": measure_one_client,
     "dagster": measure_dagster,
+    "patterns": measure_patterns,
     "learning": measure_learning,
     "import": measure_import,
 }
