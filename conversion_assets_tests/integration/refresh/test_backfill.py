@@ -1,5 +1,6 @@
 """Backfills on both databases: what they write, what they leave, kills, rivals, other tenants."""
 
+import json
 import random
 import shutil
 import signal
@@ -9,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+import polars as pl
 import pytest
 from sqlalchemy import insert, text, update
 
@@ -231,6 +233,98 @@ def test_snapshots_change_no_feature_and_events_change_only_their_lead(world):
         assert changed == {moved}
     after = store.load_manifest().clients
     assert after[OTHER] == before[OTHER]
+
+
+def learn(world):
+    """Documents of both clients after an incremental refresh."""
+    engine, store = world
+    refresh_features(engine, store)
+    refresh_patterns(
+        engine, store, client_ids=[CLIENT, OTHER], kinds=list(PatternType), as_of=AS_OF,
+        run_id="l", config=LearningConfig(), now=partial(datetime.now, UTC),
+    )  # fmt: skip
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT client_id, pattern_type, patterns FROM conversion_patterns")
+        )
+        return {
+            (client, kind): json.loads(found) if isinstance(found, str) else found
+            for client, kind, found in rows
+        }
+
+
+def cells_of(found, counts=("n", "k")):
+    """Counts of every estimate of a document, by its place."""
+    cells = {}
+
+    def walk(part, place):
+        if isinstance(part, dict) and "lift_interval" in part:
+            cells[(*place, str(part["value"]))] = tuple(part[name] for name in counts)
+        elif isinstance(part, dict):
+            for name, inner in part.items():
+                walk(inner, (*place, name))
+        elif isinstance(part, list):
+            for inner in part:
+                walk(inner, place)
+
+    walk(found, ())
+    return cells
+
+
+def test_events_change_the_documents_only_where_they_should(world, tmp_path):
+    """A late touch, a corrected one, a deleted lead: as if each had been known from the start."""
+    engine, store = world
+    backfill(world, stages=[CONTENT])
+    before = learn(world)
+    old = AS_OF - timedelta(days=150)
+    touches = store.read("touch_features", [CLIENT]).filter(
+        pl.col("lead_converted_at").is_null(), pl.col("occurred_at").is_between(
+            AS_OF - timedelta(days=300), old))  # fmt: skip
+    lead, gone = touches["lead_id"].unique().sort()[:2]
+    last = touches.filter(pl.col("lead_id") == lead)["occurred_at"].max()
+    corrected = touches.filter(pl.col("lead_id") == lead)["activity_id"][0]
+    activities, leads = tables.activities.c, tables.leads.c
+    of_client = activities.client_id == CLIENT
+    events = {
+        "late": insert(tables.activities).values(
+            id="late", client_id=CLIENT, lead_id=lead, action="linkedin_sent",
+            channel="linkedin", occurred_at=last + timedelta(days=2),
+        ),
+        "corrected": update(tables.activities).where(of_client, activities.id == corrected)
+        .values(channel="fax"),
+        "deleted": update(tables.leads).where(leads.client_id == CLIENT, leads.id == gone)
+        .values(deleted_at=AS_OF),
+    }  # fmt: skip
+    changed = {}
+    for name, statement in events.items():
+        with write_transaction(engine) as connection:
+            connection.execute(statement)
+        after = learn(world)
+        assert after == learn((engine, FeatureStore(tmp_path / name)))  # all computed anew
+        for kind in PatternType:
+            assert after[OTHER, kind] == before[OTHER, kind]
+        cells = {
+            kind: (cells_of(before[CLIENT, kind]), cells_of(after[CLIENT, kind]))
+            for kind in PatternType
+        }
+        changed[name] = {
+            kind: {place for place in was.keys() | now.keys() if was.get(place) != now.get(place)}
+            for kind, (was, now) in cells.items()
+        }
+        sizes = before[CLIENT, "who"]["sample_size"], after[CLIENT, "who"]["sample_size"]
+        assert sizes[1] - sizes[0] == (-1 if name == "deleted" else 0)
+        before = after
+    # A touch says nothing of who a lead is, nor has this one content.
+    assert not changed["late"][PatternType.WHO]
+    assert not changed["late"][PatternType.WHAT]
+    assert changed["late"][PatternType.WHEN]
+    assert ("multi_channel",) in {place[:1] for place in changed["late"][PatternType.HOW]}
+    assert not changed["corrected"][PatternType.WHO]
+    # Its day and hour stay; what is stratified by channel is compared with others, not recounted.
+    days = {place for place in changed["corrected"][PatternType.WHEN] if place[0] == "best_days"}
+    assert not days
+    assert any("fax" in place[-1] for place in changed["corrected"][PatternType.HOW])
+    assert changed["deleted"][PatternType.WHO]
 
 
 def test_two_at_once_one_is_refused_until_the_lease_ends(world):
