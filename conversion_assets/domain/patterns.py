@@ -374,3 +374,4 @@ class StoredPattern(_Model):
     valid_until: datetime
     code_version: str
     input_fingerprint: str
+    settings: str | None = None

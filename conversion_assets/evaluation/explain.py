@@ -9,7 +9,8 @@ computes again with today's code and feature rows:
 3. `new leads`: leads and touches that came since.
 4. `old leads`: what has left the learning window.
 5. `pool`: what the other clients' rows say now instead of then.
-6. `settings`: the length of the window, where it differs (other thresholds are not stored).
+6. `settings`: the thresholds and the window's length of the later version instead of the earlier
+   one's, as stored with them (a version from before they were stored: today's).
 7. `said before`: what the refreshes before the later version had claimed, and how those claims
    did since, instead of before the earlier version: repeated looking and the forward record.
 8. `not reproduced (to)`: the later moment computed again, against the later version as stored.
@@ -18,6 +19,7 @@ The steps add up to the whole change, in this order. Another order would share e
 together in another way; all orders (Shapley) would cost 64 computations instead of seven.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +28,7 @@ from typing import Any
 
 import polars as pl
 
+from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.patterns import (
     AnyPattern,
     Estimate,
@@ -58,9 +61,11 @@ CELLS: dict[str, pl.DataType] = {
 LEAST_CHANGE = 0.05
 """A lift that moved by less than 5 % and kept its verdict is not listed."""
 
-Learn = Callable[[pl.DataFrame, pl.DataFrame, datetime, int, datetime], Sequence[AnyPattern]]
-"""The client's documents from leads and touches (its own and the pool's), a moment, the length of
-the window in days, and the moment before which earlier refreshes are heard."""
+Learn = Callable[
+    [pl.DataFrame, pl.DataFrame, datetime, LearningConfig, datetime], Sequence[AnyPattern]
+]
+"""The client's documents from leads and touches (its own and the pool's), a moment, the thresholds,
+and the moment before which earlier refreshes are heard."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,18 @@ class Version:
         window_days: Length of its learning window.
         documents: Its documents.
         code_version: What it was computed by.
+        settings: What it was computed with; None for a version stored without.
     """
 
     as_of: datetime
     window_days: int
     documents: Sequence[AnyPattern]
     code_version: str
+    settings: LearningConfig | None = None
+
+    def choose_settings(self, today: LearningConfig) -> LearningConfig:
+        """Its thresholds; today's with its own window where none are stored."""
+        return (self.settings or today).model_copy(update={"window_days": self.window_days})
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ def explain_change(
     later: Version,
     learn: Learn,
     code_version: str,
+    config: LearningConfig,
 ) -> Explanation:
     """Split the change between two versions of one client's patterns into steps.
 
@@ -119,6 +131,7 @@ def explain_change(
         later: Stored version to arrive at.
         learn: How to compute the client's documents.
         code_version: Version of the code that `learn` is.
+        config: Thresholds of today, for versions that were stored without theirs.
     """
     own = (pl.col("client_id") == client_id).fill_null(value=False)
     mine = (leads.filter(own), touches.filter(own))
@@ -127,25 +140,26 @@ def explain_change(
     start_a = a - timedelta(days=earlier.window_days)
     start_b = b - timedelta(days=earlier.window_days)
     frozen = _move_in_time(others, b - a, start_a, a)
+    then, since = (version.choose_settings(config) for version in (earlier, later))
     # Days from the earlier window's start to the later moment, so that nothing leaves it yet.
-    wide = earlier.window_days + -(-(b - a) // timedelta(days=1))
+    days = earlier.window_days + -(-(b - a) // timedelta(days=1))
+    wide = then.model_copy(update={"window_days": days})
     stages = [
         tabulate_cells(earlier.documents),
-        tabulate_cells(learn(*_join(mine, others), a, earlier.window_days, a)),
+        tabulate_cells(learn(*_join(mine, others), a, then, a)),
         tabulate_cells(learn(*_join(_limit(mine, start_a, a), frozen), b, wide, a)),
         tabulate_cells(learn(*_join(_limit(mine, start_a, b), frozen), b, wide, a)),
         tabulate_cells(learn(*_join(_limit(mine, start_b, b), frozen), b, wide, a)),
-        tabulate_cells(learn(*_join(mine, others), b, earlier.window_days, a)),
+        tabulate_cells(learn(*_join(mine, others), b, then, a)),
     ]
     now = _join(mine, others)
-    is_same = earlier.window_days == later.window_days
     stages += [
-        stages[-1] if is_same else tabulate_cells(learn(*now, b, later.window_days, a)),
-        tabulate_cells(learn(*now, b, later.window_days, b)),
+        stages[-1] if then == since else tabulate_cells(learn(*now, b, since, a)),
+        tabulate_cells(learn(*now, b, since, b)),
         tabulate_cells(later.documents),
     ]
     changed = _follow(stages)
-    return Explanation(changed, _sum_steps(stages), _note(earlier, later, code_version))
+    return Explanation(changed, _sum_steps(stages), _note(earlier, later, code_version, config))
 
 
 def _limit(
@@ -324,18 +338,40 @@ def _sum_steps(stages: Sequence[pl.DataFrame]) -> list[dict[str, Any]]:
     return found
 
 
-def _note(earlier: Version, later: Version, code_version: str) -> list[str]:
+def _note(earlier: Version, later: Version, code_version: str, config: LearningConfig) -> list[str]:
+    named = (("from", earlier), ("to", later))
     notes = [
         f"the version {name} was computed by code {version.code_version}, not by"
         f" {code_version}: what that changed stands in 'not reproduced ({name})'"
-        for name, version in (("from", earlier), ("to", later))
+        for name, version in named
         if version.code_version != code_version
     ]
-    return [
-        *notes,
-        "thresholds other than the window's length are not stored with a version: both moments are"
-        " computed again with the thresholds of today",
+    notes += [
+        f"the version {name} was stored without its settings: but for the window's length it is"
+        " computed again with those of today"
+        for name, version in named
+        if version.settings is None
     ]
+    then, since = (version.choose_settings(config).model_dump() for version in (earlier, later))
+    moved = [f"{key} {value} to {since[key]}" for key, value in then.items() if since[key] != value]
+    return [*notes, *([f"settings that differ: {', '.join(moved)}"] if moved else [])]
+
+
+def read_settings(text: str | None) -> LearningConfig | None:
+    """Settings as stored with a version, by whatever code; None where none are stored.
+
+    What this code no longer knows is left out, and what that code did not know yet is the default.
+
+    Example:
+        >>> read_settings('{"window_days": 200, "forgotten": 1}').window_days
+        200
+    """
+    if text is None:
+        return None
+    told = {
+        key: value for key, value in json.loads(text).items() if key in LearningConfig.model_fields
+    }
+    return LearningConfig.model_validate(told)
 
 
 def find_version(documents: Mapping[Any, Any]) -> Version:
@@ -353,4 +389,5 @@ def find_version(documents: Mapping[Any, Any]) -> Version:
         window_days=round((end - start) / timedelta(days=1)),
         documents=[stored.document for stored in same],
         code_version=same[0].code_version,
+        settings=read_settings(same[0].settings),
     )

@@ -185,7 +185,7 @@ def explain_client(
         leads: pl.DataFrame,
         touches: pl.DataFrame,
         as_of: datetime,
-        window_days: int,
+        settings: LearningConfig,
         said_before: datetime,
     ) -> list[AnyPattern]:
         found = detect_patterns(
@@ -193,7 +193,7 @@ def explain_client(
             touches,
             clients,
             as_of=as_of,
-            config=config.model_copy(update={"window_days": window_days}),
+            config=settings,
             client_ids=[client_id],
             earlier=repository.claims_before([client_id], said_before),
             forecasts=forget_later(written, said_before),
@@ -208,6 +208,7 @@ def explain_client(
         later=later,
         learn=learn,
         code_version=CODE_VERSION,
+        config=config,
     )
     drift = find_drift(
         leads,

@@ -150,6 +150,7 @@ def refresh_patterns(
         run_id=run_id,
         code_version=CODE_VERSION,
         validity_days=config.validity_days,
+        settings=config.model_dump_json(),
     )
     detections = conclude(
         found.surveys,

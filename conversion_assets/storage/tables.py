@@ -344,10 +344,13 @@ def _pattern_columns() -> list[Any]:
         Column("code_version", Text, nullable=False),
         Column("input_fingerprint", Text, nullable=False),
         Column("run_id", Text, nullable=False),
+        Column("settings", JsonText),
         _one_of("pattern_type", PatternType),
         CheckConstraint("confidence >= 0 AND confidence <= 1", name="confidence_range"),
         CheckConstraint("sample_size >= 0", name="sample_size_range"),
-        *_sqlite_checks(times=("as_of", "computed_at", "valid_until"), json_columns=("patterns",)),
+        *_sqlite_checks(
+            times=("as_of", "computed_at", "valid_until"), json_columns=("patterns", "settings")
+        ),
     ]
 
 

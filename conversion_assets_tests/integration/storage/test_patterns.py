@@ -101,6 +101,23 @@ def test_stored_documents_come_back_equal(repository):
     assert list(repository.current("a", HOW)) == [HOW]
 
 
+def test_settings_come_back_with_the_version_they_made(repository):
+    """Also from the history, and none where none were told."""
+    one, two = '{"act_q": 0.1}', '{"act_q": 0.05}'
+    for days, told in ((0, one), (7, two), (14, None)):
+        as_of = AS_OF + timedelta(days=days)
+        refresh = Refresh(as_of, as_of, "run", "1", 14, settings=told)
+        results = ClientResults("a", {WHO: document(WHO, "a", as_of)}, [], f"f{days}")
+        assert repository.store_clients([results], refresh).errors == {}
+    found = [
+        repository.in_force("a", AS_OF + timedelta(days=days, hours=1))[WHO].settings
+        for days in (0, 7, 14)
+    ]
+    assert [None if text is None else json.loads(text) for text in found] == [
+        json.loads(one), json.loads(two), None,
+    ]  # fmt: skip
+
+
 def test_the_same_computation_twice_changes_nothing(repository, engine):
     store(repository, documents={WHO: recommending()})
     before = everything(engine)

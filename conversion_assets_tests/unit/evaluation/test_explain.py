@@ -4,7 +4,13 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from conversion_assets.evaluation.explain import STEPS, Version, explain_change, tabulate_cells
+from conversion_assets.evaluation.explain import (
+    STEPS,
+    Version,
+    explain_change,
+    read_settings,
+    tabulate_cells,
+)
 from conversion_assets.learning import detect_patterns
 from conversion_assets_tests.unit.evaluation.forward_agency import AS_OF, SETTINGS, frames
 
@@ -15,18 +21,19 @@ EARLIER = AS_OF - timedelta(days=56)
 
 
 def learner(leads, touches, clients):
-    def learn(leads, touches, as_of, window_days, said_before):
+    def learn(leads, touches, as_of, settings, said_before):
         found = detect_patterns(
-            leads, touches, clients, as_of=as_of, client_ids=[CLIENT],
-            config=SETTINGS.model_copy(update={"window_days": window_days}),
-        )  # fmt: skip
+            leads, touches, clients, as_of=as_of, client_ids=[CLIENT], config=settings
+        )
         return list(found.documents.values())
 
     return learn
 
 
-def version(learn, leads, touches, as_of, window_days=365, code="1"):
-    return Version(as_of, window_days, learn(leads, touches, as_of, window_days, as_of), code)
+def version(learn, leads, touches, as_of, code="1", **told):
+    settings = SETTINGS.model_copy(update=told)
+    documents = learn(leads, touches, as_of, settings, as_of)
+    return Version(as_of, settings.window_days, documents, code, settings)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def world():
 def explain(world, earlier, later, leads=None, code="1"):
     return explain_change(
         world[0] if leads is None else leads, world[1], client_id=CLIENT, earlier=earlier,
-        later=later, learn=world[2], code_version=code,
+        later=later, learn=world[2], code_version=code, config=SETTINGS,
     )  # fmt: skip
 
 
@@ -84,7 +91,7 @@ def test_unchanged_code_and_rows_are_reproduced_exactly(plain):
         assert steps[step]["moved"] == 0.0
     for step in ("matured outcomes", "new leads", "old leads", "pool"):
         assert steps[step]["moved"] > 0.0
-    assert len(plain.notes) == 1
+    assert plain.notes == []
 
 
 def test_a_pool_that_stands_still_moves_nothing(world, ends):
@@ -94,7 +101,7 @@ def test_a_pool_that_stands_still_moves_nothing(world, ends):
     own = (leads.filter(alone), touches.filter(alone))
     found = explain_change(
         *own, client_id=CLIENT, earlier=version(learn, *own, EARLIER),
-        later=version(learn, *own, AS_OF), learn=learn, code_version="1",
+        later=version(learn, *own, AS_OF), learn=learn, code_version="1", config=SETTINGS,
     )  # fmt: skip
     assert {r["step"]: r["moved"] for r in found.steps}["pool"] == 0.0
 
@@ -116,6 +123,38 @@ def test_another_window_is_a_change_of_settings(world, ends):
     found = {row["step"]: row["moved"] for row in explain(world, ends[0], short).steps}
     assert found["settings"] > 0.0
     assert found["not reproduced (to)"] == 0.0
+
+
+def test_another_threshold_is_a_change_of_settings(world, ends):
+    """Neither version was made with today's: both are computed again as they were."""
+    leads, touches, learn = world
+    strict = version(learn, leads, touches, AS_OF, act_q=0.001, credible_mass=0.8)
+    found = explain(world, ends[0], strict)
+    steps = {row["step"]: row for row in found.steps}
+    assert steps["settings"]["verdicts"] > 0
+    for step in ("not reproduced (from)", "not reproduced (to)"):
+        assert (steps[step]["verdicts"], steps[step]["moved"]) == (0, 0.0)
+    assert found.notes == ["settings that differ: act_q 0.1 to 0.001, credible_mass 0.9 to 0.8"]
+
+
+def test_a_version_without_settings_is_said_to_be_one(world, ends):
+    leads, touches, learn = world
+    strict = version(learn, leads, touches, AS_OF, act_q=0.001)
+    found = explain(world, ends[0], replace(strict, settings=None))
+    assert sum("the version to was stored without its settings" in n for n in found.notes) == 1
+    steps = {row["step"]: row for row in found.steps}
+    assert steps["settings"]["verdicts"] == 0
+    assert steps["not reproduced (to)"]["verdicts"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "window_days"),
+    [(SETTINGS.model_dump_json(), SETTINGS.window_days), ("{}", 365),
+     ('{"window_days": 30, "of_other_code": 1}', 30)],
+)  # fmt: skip
+def test_settings_of_any_code_are_read(text, window_days):
+    assert read_settings(text).window_days == window_days
+    assert read_settings(None) is None
 
 
 def test_other_code_is_named(world, ends):
