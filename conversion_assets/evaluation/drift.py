@@ -110,10 +110,12 @@ def count_values(population: Population) -> pl.DataFrame:
     parts = [
         _count(equal_time, plain)
         for dimension in list_dimensions(population.touches.columns)
-        if dimension.rows != "sequences"
+        if dimension.rows != "sequences" and equal_time.frame(dimension.rows).height
         for plain in _split_flags(dimension)
     ]
-    counted = pl.concat(parts).join(names, on="client")
+    if not parts:
+        return pl.DataFrame(schema=COUNTS)
+    counted = pl.concat(pl.collect_all(parts)).join(names, on="client")
     return counted.select(pl.col(name).cast(kind) for name, kind in COUNTS.items())
 
 
@@ -157,10 +159,11 @@ def _split_flags(dimension: Dimension) -> list[Dimension]:
     ]
 
 
-def _count(population: Population, dimension: Dimension) -> pl.DataFrame:
-    rows: pl.DataFrame = getattr(population, dimension.rows)
+def _count(population: Population, dimension: Dimension) -> pl.LazyFrame:
     by_lead = (
-        rows.filter(dimension.counts_in)
+        population.frame(dimension.rows)
+        .lazy()
+        .filter(dimension.counts_in)
         .select("client", "lead", value=dimension.value, outcome=dimension.outcome)
         .drop_nulls("value")
         .group_by("lead", "value")
