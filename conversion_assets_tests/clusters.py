@@ -14,6 +14,8 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 STARTING_S = 60.0
+BLAMES_AT_ONCE = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+"""A shard is suspected at the first death of a worker: where many must die, the fewest."""
 
 
 def free_port() -> int:
@@ -28,26 +30,23 @@ class Cluster:
     Args:
         folder: For log files and the workers' spill.
         environment: Of all of them, beside this process's own.
-        settings: Dask's own settings, as it reads them from the environment.
     """
 
     def __init__(
         self,
         folder: Path,
         environment: Mapping[str, str] | None = None,
-        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.environment = {
             **os.environ,
-            # A killed worker is blamed after two deaths: four would only make the tests longer.
+            # A shard is suspected after two deaths: four would only make the tests longer.
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s",
             "POLARS_MAX_THREADS": "2",
             "PYTHONPATH": str(ROOT),
-            **(settings or {}),
             **(environment or {}),
         }
         self.environment.pop("CONVERSION_COMPUTE_URL", None)

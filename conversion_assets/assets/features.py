@@ -9,6 +9,7 @@ from conversion_assets.features import FEATURE_VERSION
 from conversion_assets.orchestration.pools import LEARNING_POOL
 from conversion_assets.orchestration.retries import RETRY_TRANSIENT, transient_faults_only
 from conversion_assets.orchestration.runs import record_stage
+from conversion_assets.resources.compute import ComputeResource
 from conversion_assets.resources.database import DatabaseResource
 from conversion_assets.resources.features import FeatureStoreResource, describe_content
 
@@ -38,10 +39,11 @@ def features(
     context: AssetExecutionContext,
     database: DatabaseResource,
     features: FeatureStoreResource,
+    compute: ComputeResource,
 ) -> Iterator[MaterializeResult[None]]:
     """Bring both tables up to date together, as one version of the store."""
     with transient_faults_only():
-        report = features.refresh(database.engine())
+        report = features.refresh(database.engine(), compute.loader())
     record_stage(context, {"features_s": report.seconds})
     for name in GRAINS:
         yield MaterializeResult(

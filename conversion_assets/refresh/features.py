@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import polars as pl
 from sqlalchemy import Engine
 
 from conversion_assets.domain.content import DEFAULT_VOCABULARY, ContentVocabulary
+from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.terms import BOOKING_ACTION
 from conversion_assets.features import Features, build_features, feature_version
 from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NOTE_SCHEMA
@@ -29,6 +30,7 @@ from conversion_assets.storage.columnar import (
     FeatureWriter,
     Manifest,
     Table,
+    WrittenBuckets,
     bucket_of,
 )
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot
@@ -42,6 +44,41 @@ single leads by key takes as long as reading all."""
 
 TOUCHES_PER_LOOK = 2_000_000
 """Stored touches whose keys are in memory at once: 0.3 GB."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Buckets that were loaded elsewhere.
+
+    Attributes:
+        written: Their files; None after a trial.
+        buckets: How many.
+        rows_read: Raw rows read.
+        rows_written: Rows of features computed.
+        notes: What was left out, columns of `NOTE_SCHEMA`.
+    """
+
+    written: WrittenBuckets | None
+    buckets: int
+    rows_read: int
+    rows_written: int
+    notes: pl.DataFrame
+
+
+class Loader(Protocol):
+    """Loads buckets anew, somewhere else."""
+
+    def load(
+        self,
+        store: FeatureStore,
+        epoch: str,
+        clients: pl.DataFrame,
+        buckets: Mapping[int, list[str]],
+        vocabulary: ContentVocabulary,
+    ) -> Iterator[Loaded]:
+        """Give what was written, as it comes; every bucket once."""
+        ...
+
 
 Progress = Callable[[int, int], None]
 """Called with buckets done and buckets to do."""
@@ -141,6 +178,7 @@ def refresh_features(
     force: bool = False,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
+    loader: Loader | None = None,
 ) -> RefreshReport:
     """Bring the store up to date with the system of record.
 
@@ -151,6 +189,8 @@ def refresh_features(
         force: compute everything anew, also where half of the rows are gone.
         progress: called after each bucket.
         clock: seconds, for the report.
+        loader: who loads everything anew; this process when not given. Changes are small, and
+            always worked in here.
 
     Raises:
         SuspiciousReadError: less than half of the rows would be left; nothing was overwritten.
@@ -169,7 +209,10 @@ def refresh_features(
         else:
             ids = sorted(changes.client_ids())
         work = _Refresh(snapshot, writer, clients, vocabulary, changes)
-        work.run(ids, progress)
+        if changes is None and loader is not None:
+            work.run_elsewhere(loader, store, ids, progress)
+        else:
+            work.run(ids, progress)
         manifest = writer.base
         watermark = {"source": str(snapshot.watermark)}
         zones = dict(clients.select("id", "timezone").iter_rows())
@@ -252,16 +295,42 @@ class _Refresh:
 
     def run(self, client_ids: Iterable[str], progress: Progress | None) -> None:
         """Compute and write the features of some clients."""
-        buckets: dict[int, list[str]] = {}
-        for client_id in sorted(client_ids):
-            buckets.setdefault(bucket_of(client_id), []).append(client_id)
-        buckets = dict(sorted(buckets.items()))
+        buckets = _divide(client_ids)
         finished = self._load(buckets) if self._changes is None else self._update(buckets)
         done = 0
         for count in finished:
             done += count
             if progress is not None:
                 progress(done, len(buckets))
+
+    def run_elsewhere(
+        self,
+        loader: Loader,
+        store: FeatureStore,
+        client_ids: Iterable[str],
+        progress: Progress | None,
+    ) -> None:
+        """Have the features of all clients computed and written by somebody else."""
+        buckets = _divide(client_ids)
+        epoch = self._snapshot.watermark.epoch
+        done = 0
+        names = []
+        for loaded in loader.load(store, epoch, self._clients, buckets, self._vocabulary):
+            assert loaded.written is not None  # noqa: S101 - it was no trial
+            self._writer.adopt(loaded.written)
+            names += [file.path for file in loaded.written.files.values() if file is not None]
+            self.rows_read += loaded.rows_read
+            self.rows_written += loaded.rows_written
+            self._notes.append(loaded.notes)
+            done += loaded.buckets
+            if progress is not None:
+                progress(done, len(buckets))
+        missing = set(names) - store.list_files().keys()
+        if missing:
+            raise InputError(
+                f"store {store.url}: {len(missing)} files that workers wrote are not here; all "
+                "machines must share one store (docs/cluster.md)"
+            )
 
     def collected_notes(self) -> pl.DataFrame:
         """Notes of all parts, added up."""
@@ -447,6 +516,50 @@ class _Refresh:
         self.rows_written += sum(frame.height for frames in tables.values() for frame in frames)
         self._notes += [part.features.notes for part in parts]
         return {table: pl.concat([none[table], *frames]) for table, frames in tables.items()}
+
+
+def load_buckets(
+    snapshot: SourceSnapshot,
+    writer: FeatureWriter,
+    clients: pl.DataFrame,
+    buckets: Mapping[int, list[str]],
+    vocabulary: ContentVocabulary,
+    *,
+    is_trial: bool,
+) -> Loaded:
+    """Load some buckets anew for somebody else to put in force.
+
+    Args:
+        snapshot: The sources.
+        writer: A detached one.
+        clients: Raw rows of the clients.
+        buckets: Client ids by bucket.
+        vocabulary: Content vocabulary.
+        is_trial: Take back what was written.
+    """
+    work = _Refresh(snapshot, writer, clients, vocabulary, None)
+    try:
+        work.run([client_id for ids in buckets.values() for client_id in ids], None)
+    except BaseException:
+        writer.discard()
+        raise
+    if is_trial:
+        writer.discard()
+    return Loaded(
+        None if is_trial else writer.hand_over(),
+        len(buckets),
+        work.rows_read,
+        work.rows_written,
+        work.collected_notes(),
+    )
+
+
+def _divide(client_ids: Iterable[str]) -> dict[int, list[str]]:
+    """Client ids by bucket, both in order."""
+    buckets: dict[int, list[str]] = {}
+    for client_id in sorted(client_ids):
+        buckets.setdefault(bucket_of(client_id), []).append(client_id)
+    return dict(sorted(buckets.items()))
 
 
 def _moved(changes: _Changes) -> pl.DataFrame:

@@ -35,6 +35,11 @@ their peak, and 1.14 GB with twice as many rows in a shard, which was no faster;
 pay for the sixty questions that are asked of each."""
 
 
+def locate_store(store: FeatureStore) -> str:
+    """Address of a store that is the same on every machine; without options or credentials."""
+    return store.url if "://" in store.url else str(Path(store.url).absolute())
+
+
 @dataclass(frozen=True)
 class Findings:
     """What shards of clients tell, without their rows.
@@ -88,9 +93,7 @@ class SurveyJob:
     config: LearningConfig
 
     def __getstate__(self) -> dict[str, Any]:
-        url = self.store.url
-        is_folder = "://" not in url
-        return {**self.__dict__, "store": str(Path(url).absolute()) if is_folder else url}
+        return {**self.__dict__, "store": locate_store(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, store=FeatureStore(state["store"]))

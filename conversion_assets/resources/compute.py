@@ -4,6 +4,8 @@ from dagster import ConfigurableResource, ResourceDependency
 
 from conversion_assets.compute.cluster import DaskEngine
 from conversion_assets.compute.engine import ComputeEngine, LocalEngine
+from conversion_assets.refresh.loading import ClusterLoader
+from conversion_assets.resources.database import connect_from_environment
 from conversion_assets.resources.settings import SettingsResource
 
 
@@ -20,3 +22,12 @@ class ComputeResource(ConfigurableResource[ComputeEngine]):
         """
         url = self.settings.load().compute_url
         return LocalEngine() if url is None else DaskEngine(url)
+
+    def loader(self) -> ClusterLoader | None:
+        """Return who loads the store anew; None where this process does.
+
+        Raises:
+            InputError: a cluster is named and its client is not installed.
+        """
+        url = self.settings.load().compute_url
+        return None if url is None else ClusterLoader(DaskEngine(url), connect_from_environment)

@@ -7,8 +7,14 @@ from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
 from conversion_assets.resources.settings import SettingsResource
+from conversion_assets.settings import load_settings
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.sources import SourceTable, open_snapshot
+
+
+def connect_from_environment() -> Engine:
+    """Open the system of record that this process's environment names, on whichever machine."""
+    return create_database_engine(load_settings().database_url.get_secret_value())
 
 
 class SourceState(NamedTuple):

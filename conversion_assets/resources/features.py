@@ -5,7 +5,7 @@ import hashlib
 from dagster import ConfigurableResource, ResourceDependency
 from sqlalchemy import Engine
 
-from conversion_assets.refresh.features import RefreshReport, refresh_features
+from conversion_assets.refresh.features import Loader, RefreshReport, refresh_features
 from conversion_assets.resources.settings import SettingsResource
 from conversion_assets.storage.columnar import FeatureStore, Manifest
 
@@ -19,9 +19,9 @@ class FeatureStoreResource(ConfigurableResource[FeatureStore]):
         """Return the store; nothing is read or written yet."""
         return FeatureStore(self.settings.load().store_url.get_secret_value())
 
-    def refresh(self, engine: Engine) -> RefreshReport:
+    def refresh(self, engine: Engine, loader: Loader | None = None) -> RefreshReport:
         """Bring the store up to date with the system of record."""
-        return refresh_features(engine, self.store())
+        return refresh_features(engine, self.store(), loader=loader)
 
 
 def describe_content(manifest: Manifest) -> str:

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -763,6 +764,21 @@ def _without(rows: pl.DataFrame, keys: list[pl.DataFrame]) -> pl.DataFrame:
     return rows
 
 
+@dataclass(frozen=True)
+class WrittenBuckets:
+    """Files that no version names yet: whole buckets.
+
+    Attributes:
+        files: By table and bucket; None for one without rows.
+        clients: What the buckets hold of each client.
+        columns: Names and types of each table.
+    """
+
+    files: dict[tuple[Table, int], StoredFile | None]
+    clients: dict[str, StoredClient]
+    columns: dict[str, dict[str, str]]
+
+
 class FeatureWriter:
     """Collects new bucket files and commits them as one version.
 
@@ -786,6 +802,22 @@ class FeatureWriter:
         self._keys: dict[tuple[str, ...], pl.DataFrame] = {}
         self._clients = dict(base.clients)
         self._columns: dict[str, dict[str, str]] = dict(base.columns)
+
+    @classmethod
+    def detached(cls, store: FeatureStore) -> "FeatureWriter":
+        """A writer that starts from nothing and never commits; another adopts what it wrote."""
+        return cls(store, Manifest(), None, force=True)
+
+    def hand_over(self) -> "WrittenBuckets":
+        """What a detached writer wrote; the files are whose who adopts them."""
+        written, self._written = self._written, {}
+        return WrittenBuckets(written, dict(self._clients), dict(self._columns))
+
+    def adopt(self, found: "WrittenBuckets") -> None:
+        """Take over whole buckets that a detached writer wrote to the same store."""
+        self._written.update(found.files)
+        self._clients.update(found.clients)
+        self._columns.update(found.columns)
 
     def clear(self, schemas: Mapping[Table, Mapping[str, pl.DataType]]) -> None:
         """Start from nothing: buckets that are not written again disappear.

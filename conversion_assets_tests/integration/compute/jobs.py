@@ -6,8 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sqlalchemy import Engine
+
+from conversion_assets.compute.engine import ComputeEngine
 from conversion_assets.domain.errors import InputError
+from conversion_assets.storage.database import create_database_engine
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,35 @@ class MakeSpell:
             self.greedy,
             self.password,
         )
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A job of the package that ends its process where one client is among its own."""
+
+    job: Any
+    client: str
+
+    def __call__(self) -> Any:
+        own = getattr(self.job, "client_ids", None)
+        if own is None:
+            own = [client for ids in self.job.buckets.values() for client in ids]
+        if self.client in own:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.job()
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """An engine on which the rows of one client are deadly."""
+
+    engine: ComputeEngine
+    client: str
+
+    def run(self, make_job: Any, shards: Any) -> Any:
+        return self.engine.run(lambda shard: Deadly(make_job(shard), self.client), shards)
+
+
+def connect() -> Engine:
+    """The database that the worker's own environment names."""
+    return create_database_engine(os.environ["TEST_DATABASE_URL"])

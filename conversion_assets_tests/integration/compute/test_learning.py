@@ -18,12 +18,15 @@ from conversion_assets.refresh.surveys import survey_shards
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.synthetic.config import SyntheticConfig
-from conversion_assets_tests.clusters import Cluster
+from conversion_assets_tests.clusters import BLAMES_AT_ONCE, Cluster
 from conversion_assets_tests.homes import dump_learned, make_home
+from conversion_assets_tests.integration.compute.jobs import Poisoned
 
 AS_OF = datetime(2026, 1, 4, tzinfo=UTC)
 EARLIER = AS_OF - timedelta(weeks=14)
 CLIENTS = [f"client-{number:04d}" for number in range(1, 9)]
+# Outside the pool, so that nobody else's documents move with theirs.
+LONERS = ["client-0003", "client-0007"]
 CONFIG = SyntheticConfig(
     clients=8, leads=700, base_conversion=0.25, seed=4, with_text=False, pool_opt_in=0.8,
     as_of=AS_OF,
@@ -45,7 +48,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
+    with Cluster(tmp_path_factory.mktemp("cluster"), BLAMES_AT_ONCE) as running:
         running.start_scheduler()
         running.start_workers(2)
         yield running
@@ -118,6 +121,17 @@ def test_a_worker_killed_while_it_learns_changes_no_byte(learned, cluster):
     result, stored = learned("killed", _Killing(cluster), rows_per_shard=1)
     assert not result.failures
     assert stored == expected
+
+
+def test_a_client_that_kills_workers_is_named_and_the_others_are_stored(learned, cluster):
+    _, expected = learned("whole", LocalEngine(), clients=LONERS)
+    engine = Poisoned(DaskEngine(cluster.address, PATIENCE), LONERS[1])
+    result, stored = learned("poisoned", engine, clients=LONERS, rows_per_shard=15_000)
+    assert {one.client_id for one in result.failures} == {LONERS[1]}
+    assert all("killed or ran out of memory" in str(one.error) for one in result.failures)
+    patterns = [row for row in stored["conversion_patterns"] if LONERS[1] not in row]
+    assert patterns == [row for row in expected["conversion_patterns"] if LONERS[1] not in row]
+    assert LONERS[0] in {row[0] for row in patterns}
 
 
 def test_a_worker_that_sees_another_store_is_told(home, cluster, tmp_path):
