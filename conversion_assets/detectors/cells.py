@@ -335,8 +335,9 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         Columns client, value, n, k; expected, variance and third (central moment) of k under no
-        effect; and base_variance, the sampling variance of `expected` itself, which comes from
-        the strata's own conversions. Sorted by client and value.
+        effect; base_variance, the sampling variance of `expected` itself, which comes from the
+        strata's own conversions; and table_n and table_k, rows and conversions of a cell's only
+        stratum, 0 where there are several. Sorted by client and value.
 
     Source:
         Mantel & Haenszel 1959: expected count and variance of a stratified two-by-two table.
@@ -372,8 +373,11 @@ def _add_strata_up(
     third = variance * (n_all - 2 * k_all) * (n_all - 2 * n_in)
     third /= np.where(n_all > 2, n_all * (n_all - 2), np.inf)
     base_variance = n_in**2 * k_all * (n_all - k_all) / n_all**3
+    # The one table of a cell that lies in a single stratum: its null distribution is known exactly.
+    is_lone = (np.bincount(cell, minlength=cells) == 1)[cell]
     sums = {"expected": expected, "variance": variance, "third": third,
-            "base_variance": base_variance}  # fmt: skip
+            "base_variance": base_variance, "table_n": np.where(is_lone, n_all, 0.0),
+            "table_k": np.where(is_lone, k_all, 0.0)}  # fmt: skip
     return (
         # Counts stay below 2**53 and are exact as floats.
         {name: np.bincount(cell, x, cells).astype(np.int64) for name, x in (("n", n), ("k", k))},
@@ -388,6 +392,7 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
     Returns:
         One row per client and value: client, pattern, dimension, value, unit, n, k, base_n,
         base_k (the client's totals in the dimension), expected, variance, third, base_variance,
+        table_n and table_k (totals of the only stratum, 0 where there are several),
         naive_expected (of the unadjusted comparison), is_adjusted, frequency_rank (1 for the
         client's most frequent value).
     """
@@ -425,6 +430,8 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
         "variance",
         "third",
         "base_variance",
+        "table_n",
+        "table_k",
         "naive_expected",
         pl.lit(bool(dimension.strata)).alias("is_adjusted"),
         "frequency_rank",

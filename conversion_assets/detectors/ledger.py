@@ -30,6 +30,7 @@ from conversion_assets.stats.multiplicity import (
     adjust_directions,
     compute_mid_p,
     find_testable,
+    refine_mid_p,
     weigh_directions,
 )
 from conversion_assets.stats.pooling import pool_counts
@@ -106,7 +107,8 @@ def compute_p_values(cells: pl.DataFrame) -> pl.DataFrame:
     """
     k, *moments = _numbers(cells, "k", "expected", "variance", "third")
     tested = find_testable(*moments)
-    upper, lower = compute_mid_p(k, *moments)
+    n, *table = _numbers(cells, "n", "table_n", "table_k")
+    upper, lower = refine_mid_p(compute_mid_p(k, *moments), k, n, (table[0], table[1]))
     p = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
     client = cells["client"].to_numpy().astype(np.int64)
     lasting = np.ones(cells.height)

@@ -188,7 +188,9 @@ def test_one_ledger_per_client_over_all_detectors(simpson):
     estimates, _ = _assess(simpson)
     moments = [estimates[c].to_numpy() for c in ("expected", "variance", "third")]
     k = estimates["k"].to_numpy().astype(float)
-    two_sided = compute_two_sided_p(k, *moments)
+    two_sided = estimates["p_value"].to_numpy()
+    # The refined ones differ by what three moments leave open.
+    np.testing.assert_allclose(two_sided, compute_two_sided_p(k, *moments), rtol=0.5, atol=1e-3)
     tested = find_testable(*moments)
     assert estimates["is_tested"].to_list() == tested.tolist()
     for client in (0, 1):

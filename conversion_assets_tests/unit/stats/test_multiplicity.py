@@ -7,9 +7,11 @@ from scipy import stats
 from conversion_assets.stats.multiplicity import (
     adjust_benjamini_hochberg,
     adjust_directions,
+    compute_mid_p,
     compute_tail_probabilities,
     compute_two_sided_p,
     find_testable,
+    refine_mid_p,
     weigh_directions,
 )
 
@@ -162,6 +164,43 @@ def test_a_vast_deviation_keeps_its_order():
     p = compute_two_sided_p(k, *moments)
     assert 0 < p[0] < p[1] < 1e-40
     assert n.all()
+
+
+@st.composite
+def lone_tables(draw):
+    """Rows, conversions, rows of the cell, conversions in it: any that can be, often at an end."""
+    rows = draw(st.sampled_from([2, 3, 12, 40, 500, 20_000]) | st.integers(2, 5000))
+    hits = draw(st.sampled_from([0, 1, rows // 7, rows]) | st.integers(0, rows))
+    n = draw(st.sampled_from([1, rows // 9 + 1, rows]) | st.integers(1, rows))
+    low, high = max(0, n + hits - rows), min(n, hits)
+    return rows, hits, n, draw(st.sampled_from([low, high]) | st.integers(low, high))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(lone_tables(), min_size=1, max_size=8))
+def test_small_lone_tables_are_exact_where_it_matters(tables):
+    rows, hits, n, k = np.array(tables, dtype=float).T
+    law = stats.hypergeom(rows, hits, n)
+    mean, variance = law.mean(), np.nan_to_num(law.var())
+    third = np.nan_to_num(law.stats("s")) * variance**1.5
+    rough = compute_mid_p(k, mean, variance, third)
+    fine = refine_mid_p(rough, k, n, (rows, hits))
+    # No other cell, and no table at all, changes an answer.
+    for i in range(k.size):
+        at = slice(i, i + 1)
+        alone = refine_mid_p((rough[0][at], rough[1][at]), k[at], n[at], (rows[at], hits[at]))
+        assert [x[0] for x in alone] == [x[i] for x in fine]
+    several = refine_mid_p(rough, k, n, (0 * rows, 0 * hits))
+    for got, told, exact in zip(
+        fine, several, (law.sf(k) + law.pmf(k) / 2, law.cdf(k - 1) + law.pmf(k) / 2), strict=True
+    ):
+        for i in range(k.size):
+            is_fine = variance[i] <= 29 and min(rough[0][i], rough[1][i]) <= 0.1
+            if is_fine and exact[i] > 1e-250:
+                assert got[i] == pytest.approx(exact[i], rel=1e-8, abs=1e-300)
+            elif variance[i] > 31:
+                assert got[i] == told[i]
+    assert [x.tolist() for x in several] == [x.tolist() for x in rough]
 
 
 def test_testable_is_decided_by_margins():
