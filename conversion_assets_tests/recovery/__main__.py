@@ -33,6 +33,7 @@ SMALL: dict[str, Measure] = {
     "planted": lambda: marks.measure_planted(1, 10_000),
     "planted-propensity": lambda: marks.measure_planted(1, 10_000, world=PROPENSITY),
     "power": lambda: power.measure_power(8, 1000),
+    "power-no-pool": lambda: power.measure_power(8, 1000, with_pool=False),
     "power-propensity": lambda: power.measure_power(8, 1000, world=PROPENSITY),
     "experiments": lambda: randomised.measure_repeated(5),
     "looks": lambda: repetition.measure_weekly_looks(6, 500, 4),
@@ -50,9 +51,12 @@ FULL: dict[str, Measure] = {
     "planted": lambda: marks.measure_planted(20, 10_000),
     "planted-propensity": lambda: marks.measure_planted(20, 10_000, world=PROPENSITY),
     **{
-        f"power-{world}-{leads}": partial(power.measure_power, clients, leads, world=world)
+        f"power-{world}-{leads}{name}": partial(
+            power.measure_power, clients, leads, world=world, with_pool=with_pool
+        )
         for world in (HAZARD, PROPENSITY)
         for leads, clients in ((1000, 75), (3000, 25))
+        for name, with_pool in (("", True), ("-no-pool", False))
     },
     "weak": lambda: marks.measure_weak_signal((1000, 3000, 10_000), clients=2),
     "reversals": lambda: marks.measure_reversals(6, 10_000),
