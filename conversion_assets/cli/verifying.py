@@ -113,12 +113,13 @@ def rebuild_command(what: str, client_ids: tuple[str, ...], as_json: bool) -> No
         rebuild_features,
         rebuild_history,
     )
+    from conversion_assets.resources.compute import make_loader  # noqa: PLC0415
     from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
 
     with hold_home(settings.home), progress_bar("rebuilding") as advance:
         if what == "features":
             store = FeatureStore(settings.store_url.get_secret_value())
-            report = rebuild_features(engine, store, progress=advance)
+            report = rebuild_features(engine, store, progress=advance, loader=make_loader(settings))
             counts = {
                 "clients": len(report.manifest.clients),
                 "changed_clients": len(report.changed_client_ids),

@@ -179,7 +179,8 @@ class _Cluster:
 
     def _receive(self, future: Any) -> Reply | None:
         if future.status == "error":
-            return self._explain(future.exception(timeout=self._patience.result_s))
+            self._explain(future.exception(timeout=self._patience.result_s))
+            return None
         if future.status in ("cancelled", "lost"):
             raise _LostError("the scheduler forgot what was submitted")
         with self._reported_losses():
@@ -277,7 +278,8 @@ def _import_distributed() -> Any:
         import dask  # noqa: PLC0415 - an optional extra
 
         # The engine's own lines repeat, with a traceback, what is told in one line here.
-        with dask.config.set({"logging.distributed": "critical"}):
+        quiet = {"distributed": "critical", "distributed.client": "critical"}
+        with dask.config.set(logging=quiet):
             import distributed  # noqa: PLC0415
     except ImportError:
         raise InputError(

@@ -7,13 +7,16 @@ from collections.abc import Collection
 
 from sqlalchemy import Engine
 
-from conversion_assets.refresh.features import Progress, RefreshReport, refresh_features
+from conversion_assets.refresh.features import Loader, Progress, RefreshReport, refresh_features
 from conversion_assets.storage.columnar import FeatureStore
 from conversion_assets.storage.reconciliation import HistoryRepair, repair_history
 
 
 def rebuild_features(
-    engine: Engine, store: FeatureStore, progress: Progress | None = None
+    engine: Engine,
+    store: FeatureStore,
+    progress: Progress | None = None,
+    loader: Loader | None = None,
 ) -> RefreshReport:
     """Compute all features anew, whatever state the store is in.
 
@@ -22,7 +25,7 @@ def rebuild_features(
         InputError: database or store cannot be reached.
     """
     store.remove_damaged_manifest()
-    return refresh_features(engine, store, force=True, progress=progress)
+    return refresh_features(engine, store, force=True, progress=progress, loader=loader)
 
 
 def rebuild_history(engine: Engine, client_ids: Collection[str]) -> HistoryRepair:

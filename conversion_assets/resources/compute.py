@@ -7,6 +7,18 @@ from conversion_assets.compute.engine import ComputeEngine, LocalEngine
 from conversion_assets.refresh.loading import ClusterLoader
 from conversion_assets.resources.database import connect_from_environment
 from conversion_assets.resources.settings import SettingsResource
+from conversion_assets.settings import Settings
+
+
+def make_loader(settings: Settings) -> ClusterLoader | None:
+    """Return who loads the store anew; None where the process itself does.
+
+    Raises:
+        InputError: a cluster is named and its client is not installed.
+    """
+    if settings.compute_url is None:
+        return None
+    return ClusterLoader(DaskEngine(settings.compute_url), connect_from_environment)
 
 
 class ComputeResource(ConfigurableResource[ComputeEngine]):
@@ -24,10 +36,5 @@ class ComputeResource(ConfigurableResource[ComputeEngine]):
         return LocalEngine() if url is None else DaskEngine(url)
 
     def loader(self) -> ClusterLoader | None:
-        """Return who loads the store anew; None where this process does.
-
-        Raises:
-            InputError: a cluster is named and its client is not installed.
-        """
-        url = self.settings.load().compute_url
-        return None if url is None else ClusterLoader(DaskEngine(url), connect_from_environment)
+        """Return who loads the store anew, see `make_loader`."""
+        return make_loader(self.settings.load())
