@@ -35,7 +35,7 @@ BACKFILL_CLIENT = define_asset_job(
 )
 
 
-@op(name="prune_history", retry_policy=RETRY_TRANSIENT)
+@op(retry_policy=RETRY_TRANSIENT)
 def prune(context: OpExecutionContext, settings: SettingsResource) -> None:
     """Drop what is older than the history to keep and superseded."""
     days = settings.load().run_history_days

@@ -6,6 +6,7 @@ import sys
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.remote_representation.external_data import RepositorySnap
 
 from conversion_assets.definitions import defs
 from conversion_assets.orchestration.workers import named_in_process_executor
@@ -33,6 +34,12 @@ def test_definitions_load_in_a_fresh_interpreter():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "10"), done.stderr
+
+
+def test_a_webserver_could_load_it():
+    """What the code server describes to the others; it is stricter than loading."""
+    described = RepositorySnap.from_def(defs.get_repository_def())
+    assert described.name == "__repository__"
 
 
 def test_the_graph_is_the_one_that_was_meant():
