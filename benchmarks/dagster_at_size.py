@@ -86,6 +86,8 @@ QUESTIONS: dict[str, str] = {
         sensors {name sensorState {status ticks(limit: 1) {status timestamp}}}}}}}""",
 }
 
+LOADED = "{repositoriesOrError {... on RepositoryConnection {nodes {name}}}}"
+
 
 def run(
     clients: int = 10_000, weeks: int = 100, *, real: int = REAL_CLIENTS, leads: int = LEADS
@@ -430,8 +432,8 @@ def _wait_for(asker: _Asker, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            # Some kilobytes once the code location is loaded; before that there is nothing to ask.
-            if asker(QUESTIONS["schedules and sensors"]) > 1024:
+            # Without its code location it answers, with nothing in it.
+            if asker(LOADED) > len('{"data":{"repositoriesOrError":{"nodes":[]}}}'):
                 return
         except OSError:
             pass

@@ -10,11 +10,12 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from benchmarks.measurements import TOUCHES_A_LEAD
 from conversion_assets.domain.shards import plan_shards
@@ -47,12 +48,26 @@ class Costs:
     learn_million_s: float = 5.0
     load_million_s: float = 20.0
     shard_million_mb: float = 900.0
-    survey_client_kb: float = 150.0
+    survey_client_kb: float = 85.0
     base_mb: float = 250.0
-    store_touch_b: float = 40.0
-    record_touch_b: float = 1_000.0
-    documents_client_kb: float = 150.0
+    store_touch_b: float = 37.0
+    record_touch_b: float = 710.0
+    documents_client_kb: float = 139.0
     dagster_client_week_kb: float = 15.0
+
+
+LABELS = {
+    "learn_client_s": "learning: seconds per client, however small",
+    "learn_million_s": "learning: seconds per million touches",
+    "load_million_s": "first load of features: seconds per million touches",
+    "shard_million_mb": "MB per million rows of a shard",
+    "survey_client_kb": "KB that learning holds per client once its rows are dropped",
+    "base_mb": "MB of the process itself",
+    "store_touch_b": "bytes in the columnar store per touch",
+    "record_touch_b": "bytes in PostgreSQL per touch",
+    "documents_client_kb": "KB in PostgreSQL per client: patterns, history, forecasts, facts",
+    "dagster_client_week_kb": "KB of Dagster's tables per client and week",
+}
 
 
 def draw_sizes(clients: int, touches: int, seed: int = 1) -> np.ndarray:
@@ -72,7 +87,7 @@ def draw_sizes(clients: int, touches: int, seed: int = 1) -> np.ndarray:
 
 
 def plan(
-    clients: int, touches: int, costs: Costs, *, budget: int = ROWS_PER_SHARD, workers: int = 1
+    clients: int, touches: int, costs: Costs, *, budget: int = ROWS_PER_SHARD, workers: int = 16
 ) -> dict[str, Any]:
     """Divide a drawn fleet into shards and state what it would need.
 
@@ -94,7 +109,6 @@ def plan(
     surveys_s = costs.learn_million_s * million
     # Shards are of unequal length: nobody is done before the largest of them is.
     longest_s = costs.learn_million_s * rows.max() / 1e6
-    survey_s = max(surveys_s / workers, longest_s)
     conclude_s = costs.learn_client_s * clients
     return {
         "clients": clients,
@@ -105,7 +119,9 @@ def plan(
         "worker_mb": round(costs.base_mb + costs.shard_million_mb * rows.max() / 1e6),
         "conclude_mb": round(costs.base_mb + costs.survey_client_kb * clients / 1024),
         "first_load_h": round(costs.load_million_s * million / 3600, 2),
-        "week_h": round((survey_s + conclude_s) / 3600, 2),
+        "week_h": round((surveys_s + conclude_s) / 3600, 2),
+        "workers": workers,
+        "week_workers_h": round((max(surveys_s / workers, longest_s) + conclude_s) / 3600, 2),
         "store_gb": round(costs.store_touch_b * touches / 2**30, 1),
         "record_gb": round(costs.record_touch_b * touches / 2**30, 1),
         "documents_gb": round(costs.documents_client_kb * clients / 2**20, 1),
@@ -193,6 +209,76 @@ def _survey_bytes(store: Any, names: list[str]) -> int:
     return sum(int(frame.estimated_size()) for frame in frames)
 
 
+def fit_costs(results: Mapping[str, Any]) -> Costs:
+    """Seconds and memory from what `make bench` measured; bytes as in `Costs`.
+
+    Detection is taken for a sum of parts for the process, each client and each touch, memory for
+    one of the process, each client and each row of a full shard; the parts that fit best and are
+    not negative are found by least squares of the relative errors.
+    """
+    points = [
+        *results["clients"]["points"],
+        *results["one_client"]["points"],
+        results["fifty"],
+        results["thousand"],
+    ]
+    clients, touches, seconds, memory = (
+        np.array([float(point[key] if key in point else point["ours"][key]) for point in points])
+        for key in ("clients", "touches", "seconds", "peak_mb")
+    )
+    rows = touches * (1 + 1 / TOUCHES_A_LEAD)
+    in_shard = np.where(clients == 1, rows, np.minimum(rows, ROWS_PER_SHARD))
+    time_of = _fit([np.ones_like(clients), clients, touches / 1e6], seconds)
+    memory_of = _fit([np.ones_like(clients), clients / 1024, in_shard / 1e6], memory)
+    first = results["refresh"]["fifty"]
+    load = first["first"]["seconds"] / (first["activities"] / 1e6)
+    return replace(
+        Costs(),
+        learn_client_s=time_of[1],
+        learn_million_s=time_of[2],
+        load_million_s=load,
+        base_mb=memory_of[0],
+        survey_client_kb=memory_of[1],
+        shard_million_mb=memory_of[2],
+    )
+
+
+def _fit(parts: list[np.ndarray], whole: np.ndarray) -> list[float]:
+    found, _ = nnls(np.column_stack([part / whole for part in parts]), np.ones_like(whole))
+    return [float(f"{value:.3g}") for value in found]
+
+
+def write_table(costs: Costs) -> str:
+    """Costs and what they make of fleets, as Markdown."""
+    lines = ["| cost | |", "|---|---|"]
+    lines += [f"| {LABELS[name]} | {value:,g} |" for name, value in asdict(costs).items()]
+    plans = [plan(clients, touches, costs) for clients, touches in FLEETS]
+    heads = " | ".join(f"{clients:,} clients" for clients, _ in FLEETS)
+    lines += ["", f"| | {heads} |", f"|---|{'---|' * len(plans)}"]
+    rows: dict[str, list[str]] = {
+        "touches": [f"{p['touches']:,}" for p in plans],
+        f"shards of {ROWS_PER_SHARD:,} rows": [f"{p['shards']:,}" for p in plans],
+        "rows of the largest client, and so of the largest shard": [
+            f"{p['largest_shard_rows']:,}" for p in plans
+        ],
+        "memory where a shard is surveyed, GB": [f"{p['worker_mb'] / 1024:.1f}" for p in plans],
+        "memory where all is concluded, GB": [f"{p['conclude_mb'] / 1024:.1f}" for p in plans],
+        "hours of a week's learning, one machine": [f"{p['week_h']:,.1f}" for p in plans],
+        f"the same with {plans[0]['workers']} workers": [
+            f"{p['week_workers_h']:,.1f}" for p in plans
+        ],
+        "hours of the first load of features": [f"{p['first_load_h']:,.1f}" for p in plans],
+        "columnar store, GB": [f"{p['store_gb']:,.1f}" for p in plans],
+        "system of record, GB": [f"{p['record_gb']:,.0f}" for p in plans],
+        "patterns of one refresh with history, GB": [f"{p['documents_gb']:,.1f}" for p in plans],
+        f"Dagster's tables with {HISTORY_WEEKS} weeks, GB": [
+            f"{p['dagster_gb']:,.1f}" for p in plans
+        ],
+    }
+    lines += [f"| {what} | {' | '.join(values)} |" for what, values in rows.items()]
+    return "\n".join(lines)
+
+
 def read_costs(path: Path | None) -> Costs:
     """Costs from a file of numbers by name; what it does not name is as in `Costs`."""
     if path is None:
@@ -207,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet")
     parser.add_argument("what", choices=("costs", "plan"))
     parser.add_argument("--costs", type=Path, help="JSON with costs that were measured elsewhere")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=16)
     options = parser.parse_args()
     if options.what == "costs":
         print(json.dumps(measure_bytes(), indent=1))

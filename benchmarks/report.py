@@ -1,4 +1,4 @@
-"""The README's table and plot of speed, from what `make bench` wrote.
+"""README's table and plot of speed, and the fleets of docs/scale.md, from what `make bench` wrote.
 
 Run: python -m benchmarks --out bench.json && python -m benchmarks.report bench.json
 """
@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.figures import NAIVE, OURS, STYLE, TRUTH
+from benchmarks.fleet import fit_costs
+from benchmarks.fleet import write_table as write_fleets
 
 ROOT = Path(__file__).parents[1]
 PLOT = Path("docs/images/speed.svg")
@@ -105,19 +107,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("measured", type=Path, help="file that `python -m benchmarks --out` wrote")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    readme = options.root / "README.md"
+    readme, scale = options.root / "README.md", options.root / "docs" / "scale.md"
     try:
         document = json.loads(options.measured.read_text())
         if document["quick"]:
             raise ValueError("it was measured with --quick; the README shows full sizes")
         text = replace_section(readme.read_text(), write_section(document))
+        costs = fit_costs(document["results"])
+        fleets = replace_section(scale.read_text(), write_fleets(costs))
         draw(document["results"]["clients"], options.root / PLOT)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         print(f"{options.measured}: {reason}", file=sys.stderr)
         return 2
     readme.write_text(text)
-    print(f"README.md, {PLOT}")
+    scale.write_text(fleets)
+    print(f"README.md, docs/scale.md, {PLOT}")
     return 0
 
 

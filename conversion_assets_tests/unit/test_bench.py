@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 
 from benchmarks import report
 from benchmarks.__main__ import main
+from benchmarks.fleet import Costs, draw_sizes, fit_costs, plan
 from benchmarks.goals import JUDGES, Line, at_least, at_most, growth, judge
 from benchmarks.measurements import MEASUREMENTS
 
@@ -85,15 +87,57 @@ def test_the_table_has_every_line_and_the_reasons_of_the_missed():
     assert table.endswith("(1) It waits for the disk.")
 
 
+def full():
+    """Results as far as the report needs them."""
+    return document(
+        fifty=point(50, 2.0) | {"pandas": side(3.0)},
+        thousand=point(1000, 20.0),
+        clients=CLIENTS,
+        one_client={"points": [point(1, 0.5), point(1, 2.0) | {"touches": 100_000}]},
+        refresh={
+            "fifty": {
+                "clients": 50,
+                "activities": 400_000,
+                "floor": side(6.0),
+                "first": {"seconds": 8.0, "ratio_to_floor": 1.33, "peak_mb": 700},
+                "incremental": {"seconds": 0.7, "ratio_to_first": 0.09, "peak_mb": 300},
+            },
+            "thousand": {
+                "clients": 1000,
+                "activities": 760_000,
+                "again": {"seconds": 1.0, "peak_mb": 200},
+            },
+        },
+    )
+
+
+def test_costs_are_not_negative_and_a_larger_fleet_needs_more():
+    costs = fit_costs(full()["results"])
+    assert min(asdict(costs).values()) >= 0
+    assert costs.load_million_s == pytest.approx(20)
+    small, large = (plan(n, 10_000 * n, costs) for n in (100, 1000))
+    for name in ("shards", "record_gb", "store_gb"):
+        assert small[name] < large[name]
+    assert large["week_workers_h"] <= large["week_h"]
+
+
+def test_a_drawn_fleet_is_divided_within_the_budget():
+    found = plan(1000, 20_000_000, Costs(), budget=100_000)
+    sizes = draw_sizes(1000, 20_000_000)
+    assert found["largest_shard_rows"] == max(sizes.max(), found["largest_shard_rows"])
+    assert found["shards"] >= sizes.sum() / found["largest_shard_rows"]
+
+
 def write_files(folder, measured):
     (folder / "docs" / "images").mkdir(parents=True)
+    (folder / "docs" / "scale.md").write_text(f"x\n{report.BEGIN}\n{report.END}\n")
     (folder / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     (folder / "bench.json").write_text(json.dumps(measured))
     return [str(folder / "bench.json"), "--root", str(folder)]
 
 
 def test_one_command_refreshes_table_and_plot_and_the_second_time_changes_nothing(tmp_path):
-    arguments = write_files(tmp_path, document(clients=CLIENTS))
+    arguments = write_files(tmp_path, full())
     assert report.main(arguments) == 0
     readme, plot = tmp_path / "README.md", tmp_path / report.PLOT
     first = readme.read_text(), plot.read_bytes()
@@ -101,6 +145,7 @@ def test_one_command_refreshes_table_and_plot_and_the_second_time_changes_nothin
     assert first[0].endswith("after\n")
     assert "old" not in first[0]
     assert "at most 1.05" in first[0]
+    assert "100,000 clients" in (tmp_path / "docs" / "scale.md").read_text()
     assert b"dc:date" not in first[1]
     for label, _ in report.LOOKS.values():
         assert label.encode() in first[1]
@@ -113,13 +158,14 @@ def test_one_command_refreshes_table_and_plot_and_the_second_time_changes_nothin
     [
         ({"quick": True}, "--quick"),
         ({"results": {}}, "'clients' is missing"),
+        ({"results": {"clients": CLIENTS}}, "'one_client' is missing"),
         ({"machine": {}}, "'cores' is missing"),
     ],
 )
 def test_what_cannot_be_reported_is_said_in_a_line_and_nothing_is_written(
     tmp_path, capsys, broken, reason
 ):
-    arguments = write_files(tmp_path, document(clients=CLIENTS) | broken)
+    arguments = write_files(tmp_path, full() | broken)
     before = (tmp_path / "README.md").read_text()
     assert report.main(arguments) == 2
     assert re.fullmatch(rf".*bench\.json: .*{reason}.*\n", capsys.readouterr().err)
