@@ -131,7 +131,7 @@ class SurveyJob:
                 f"store {self.store.url}: a worker sees version {seen or 'none'} instead of "
                 f"{self.revision}; all machines must share one store (docs/cluster.md)"
             )
-        return self.store.read_features(self.client_ids, without=UNUSED)
+        return self.store.read_features(self.client_ids, without=UNUSED, in_order=False)
 
 
 def survey_shards(
