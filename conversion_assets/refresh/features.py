@@ -9,6 +9,7 @@ Rows of the leads concerned are written beside the buckets, as a segment of the 
 which much changed, or whose clients moved to another zone, came or went, are written whole.
 """
 
+import io
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,8 +36,9 @@ from conversion_assets.storage.columnar import (
 )
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot
 
-LEADS_PER_READ = 20_000
-"""Leads whose activities are in memory at once: some 200,000 activities, 0.2 GB with text."""
+LEADS_PER_READ = 10_000
+"""Leads whose activities are in memory at once: some 100,000 activities, 0.1 GB with text, while
+as many are read ahead."""
 
 WHOLE_SHARE = 0.25
 """Share of a bucket's leads that may have changed before it is written whole: about where reading
@@ -345,18 +347,20 @@ class _Refresh:
 
     def _load(self, buckets: Mapping[int, list[str]]) -> Iterator[int]:
         """Compute all clients: rows are read and files written while others are computed."""
-        parts: list[_Part] = []
+        packed: list[dict[Table, bytes]] = []
         with ThreadPoolExecutor(1) as writing:
             last: Future[None] | None = None
             for given in _read_ahead(self._inputs(buckets)):
-                parts.append(self._build(given.leads, given.activities, None))
-                if given.completes:
+                tables = self._collect([self._build(given.leads, given.activities, None)])
+                if not given.completes:
+                    packed.append(_pack(tables))
+                else:
                     # One write at a time: a third set of rows would be in memory.
                     if last is not None:
                         last.result()
-                    tables = self._collect(parts)
+                    tables = _unpack(packed, tables)
                     last = writing.submit(self._write_buckets, buckets, given.completes, tables)
-                    parts = []
+                    packed = []
                     yield len(given.completes)
             if last is not None:
                 last.result()
@@ -560,6 +564,32 @@ def _divide(client_ids: Iterable[str]) -> dict[int, list[str]]:
     for client_id in sorted(client_ids):
         buckets.setdefault(bucket_of(client_id), []).append(client_id)
     return dict(sorted(buckets.items()))
+
+
+def _pack(tables: Mapping[Table, pl.DataFrame]) -> dict[Table, bytes]:
+    """Rows of a part of a large client, to be kept until the others are there.
+
+    As they come they hold on to the buffers of everything they were computed from: 0.7 KB a touch,
+    where the file to be has 0.04 KB.
+    """
+    packed: dict[Table, bytes] = {}
+    for table, rows in tables.items():
+        buffer = io.BytesIO()
+        rows.write_parquet(buffer, compression="lz4", statistics=False)
+        packed[table] = buffer.getvalue()
+    return packed
+
+
+def _unpack(
+    packed: list[dict[Table, bytes]], last: Mapping[Table, pl.DataFrame]
+) -> dict[Table, pl.DataFrame]:
+    """All rows of the parts, the last of which was not packed."""
+    if not packed:
+        return dict(last)
+    return {
+        table: pl.concat([*(pl.read_parquet(io.BytesIO(part[table])) for part in packed), rows])
+        for table, rows in last.items()
+    }
 
 
 def _moved(changes: _Changes) -> pl.DataFrame:

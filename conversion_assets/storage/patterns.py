@@ -251,16 +251,10 @@ class PatternRepository:
             tried again; then it counts as an error of that client.
         """
         report = StoreReport([], {})
-        with ThreadPoolExecutor(1) as preparing:
-            # The text of documents is made while the group before is on its way to the disk.
-            before: Future[_Rows | _Refused] | None = None
-            for group in _together(batch):
-                coming = preparing.submit(_prepare, group, refresh)
-                if before is not None:
-                    self._store_group(before.result(), refresh, report)
-                before = coming
-            if before is not None:
-                self._store_group(before.result(), refresh, report)
+        groups = _together(batch)
+        is_served = self._engine.dialect.name != "sqlite"
+        for rows in _prepare_ahead(groups, refresh) if is_served else _prepare_all(groups, refresh):
+            self._store_group(rows, refresh, report)
         return report
 
     def _store_group(self, rows: "_Rows | _Refused", refresh: Refresh, report: StoreReport) -> None:
@@ -528,6 +522,31 @@ def _prepare(group: Sequence[ClientResults], refresh: Refresh) -> _Rows | _Refus
         )
     except InputError as error:
         return _Refused(group, error)
+
+
+def _prepare_all(
+    groups: Iterator[list[ClientResults]], refresh: Refresh
+) -> Iterator[_Rows | _Refused]:
+    for group in groups:
+        yield _prepare(group, refresh)
+
+
+def _prepare_ahead(
+    groups: Iterator[list[ClientResults]], refresh: Refresh
+) -> Iterator[_Rows | _Refused]:
+    """Make the text of documents while a server takes those of the group before.
+
+    Not for SQLite: it works in this process, and two threads of it would only wait for each other.
+    """
+    with ThreadPoolExecutor(1) as preparing:
+        before: Future[_Rows | _Refused] | None = None
+        for group in groups:
+            coming = preparing.submit(_prepare, group, refresh)
+            if before is not None:
+                yield before.result()
+            before = coming
+        if before is not None:
+            yield before.result()
 
 
 def _store(connection: Connection, rows: _Rows, refresh: Refresh) -> None:
