@@ -621,7 +621,7 @@ def draw_forward(ax: Axes) -> None:
         shares = []
         for w in range(windows):
             seen, mean, spread, total = (x[w] for x in sums)
-            log = compute_log_evidence_against(seen, mean, spread, low, high)
+            log = compute_log_evidence_against(seen, mean, spread, total, (low, high))
             _, _, _, above = compute_forward_lift(seen, mean, spread, total, 0.90)
             lost |= decide_status(mean, above, log) == "lost"
             naive |= k[w] < expected[w]

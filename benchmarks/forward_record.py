@@ -45,7 +45,7 @@ def simulate(
         new_variance = new_expected * (1 - SHARE) * (1 - BASE_RATE)
         expected, variance = expected + new_expected, variance + new_variance
         k, base_k = k + new_k, base_k + new_base_k
-        against = compute_log_evidence_against(k, expected, variance, low, high)
+        against = compute_log_evidence_against(k, expected, variance, base_k, (low, high))
         above = compute_forward_lift(k, expected, variance, base_k, 0.9)[3]
         on_side = above if claimed > 1 else 1 - above
         lost = decide_status(expected, on_side, against) == "lost"

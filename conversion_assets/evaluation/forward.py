@@ -314,7 +314,9 @@ def build_record(forecasts: pl.DataFrame, as_of: datetime, config: LearningConfi
         sums[name].to_numpy().astype(np.float64)
         for name in ("k", "expected", "variance", "base_k", *_CLAIMED)
     )
-    log_against = compute_log_evidence_against(k, expected, variance, *state_claimed_lift(*claimed))
+    log_against = compute_log_evidence_against(
+        k, expected, variance, base_k, state_claimed_lift(*claimed)
+    )
     lift, low, high, above = compute_forward_lift(
         k, expected, variance, base_k, config.credible_mass
     )

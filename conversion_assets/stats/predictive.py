@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from conversion_assets.stats.multiplicity import match_shifted_binomial
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -136,14 +138,29 @@ def state_claimed_lift(lift: Floats, rate: Floats, strength: Floats) -> tuple[Fl
 
 
 def compute_log_evidence_against(
-    k: Floats, expected: Floats, variance: Floats, lift_low: Floats, lift_high: Floats
+    k: Floats,
+    expected: Floats,
+    variance: Floats,
+    base_k: Floats,
+    interval: tuple[Floats, Floats],
 ) -> Floats:
     """Logarithm of how many times likelier a count is without effect than with a stated lift.
 
-    The stated lift is a log-normal distribution with this 90 % interval; the count is binomial
-    with the mean and variance that it has without effect, its mean multiplied by the lift. Let the
-    sample grow after the statement was made: where it is true the ratio is on average 1 at any
-    time, so the chance that it ever reaches x is at most 1 / x (Ville's inequality).
+    The stated lift is a log-normal distribution with this 90 % interval; the count is binomial,
+    its mean multiplied by the lift. Let the sample grow after the statement was made: where it is
+    true the ratio is on average 1 at any time, so the chance that it ever reaches x is at most
+    1 / x (Ville's inequality).
+
+    The smaller of two ratios counts: that of the binomial with the mean and variance without
+    effect, and that of the shifted binomial which has the third moment of one table as well. Each
+    alone can be far above 1 on average where a cell holds much of a sample that converts often.
+
+    Args:
+        k: Conversions of the cell, shape (cells,).
+        expected: Those expected without any effect, shape (cells,).
+        variance: Variance of the count without any effect, shape (cells,).
+        base_k: Conversions of the whole sample, shape (cells,).
+        interval: Low and high end of the stated interval, each of shape (cells,).
 
     Returns:
         Shape (cells,); 0 where the sample says nothing.
@@ -152,21 +169,36 @@ def compute_log_evidence_against(
         Shafer et al. 2011 (test martingales); Grünwald, de Heide & Koolen 2024 (e-values).
 
     Example:
-        >>> e = compute_log_evidence_against(*(np.array([x]) for x in (20.0, 20.0, 16.0, 1.5, 2.5)))
+        >>> k, mean, variance, base_k, low, high = (
+        ...     np.array([x]) for x in (20.0, 20.0, 16.0, 200.0, 1.5, 2.5))
+        >>> e = compute_log_evidence_against(k, mean, variance, base_k, (low, high))
         >>> bool(e[0] > 2.0)
         True
     """
     free = (variance > 0) & (expected > 0)
     mean = np.where(free, expected, 1.0)
-    success = np.clip(1.0 - np.where(free, variance, 0.5) / mean, 1e-9, 1.0 - 1e-9)
-    trials = mean / success
+    spread = np.where(free, variance, 0.5)
+    lift_low, lift_high = interval
     middle = (np.log(lift_high) + np.log(lift_low)) / 2.0
-    spread = (np.log(lift_high) - np.log(lift_low)) / (2.0 * _Z90)
-    lifts = np.exp(middle[:, None] + spread[:, None] * _LIFT_POINTS[None, :])
-    raised = np.minimum(lifts * success[:, None], 1.0 - 1e-9)
+    width = (np.log(lift_high) - np.log(lift_low)) / (2.0 * _Z90)
+    lifts = np.exp(middle[:, None] + width[:, None] * _LIFT_POINTS[None, :])
+    success = np.clip(1.0 - spread / mean, 1e-9, 1.0 - 1e-9)
+    plain = _compare_binomials(k, mean / success, success, lifts * success[:, None])
+    # In one table variance = expected (1 - share) (1 - rate), and the skewness follows.
+    share = np.clip(mean / np.maximum(base_k, mean), 0.0, 1.0 - 1e-9)
+    rate = np.clip(1.0 - spread / (mean * (1.0 - share)), 0.0, 1.0)
+    third = spread * (1.0 - 2.0 * rate) * (1.0 - 2.0 * share)
+    hits, trials, success = match_shifted_binomial(k, mean, spread, third)
+    raised = success[:, None] + (lifts - 1.0) * (mean / trials)[:, None]
+    shifted = _compare_binomials(np.clip(hits, 0.0, trials), trials, success, raised)
+    return np.where(free, -np.maximum(plain, shifted), 0.0)
+
+
+def _compare_binomials(k: Floats, trials: Floats, success: Floats, raised: Floats) -> Floats:
+    """Logarithm of the mean likelihood of k over the columns of `raised`, against `success`."""
+    other = np.clip(raised, 1e-9, 1.0 - 1e-9)
     misses = np.maximum(trials - k, 0.0)[:, None]
-    log_ratio = k[:, None] * np.log(raised / success[:, None]) + misses * (
-        np.log1p(-raised) - np.log1p(-success)[:, None]
+    log_ratio = k[:, None] * np.log(other / success[:, None]) + misses * (
+        np.log1p(-other) - np.log1p(-success)[:, None]
     )
-    claimed = special.logsumexp(log_ratio, axis=1) - np.log(_LIFT_POINTS.size)
-    return np.where(free, -claimed, 0.0)
+    return np.asarray(special.logsumexp(log_ratio, axis=1) - np.log(other.shape[1]), np.float64)

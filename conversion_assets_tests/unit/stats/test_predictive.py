@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from conversion_assets.stats.predictive import (
     compute_beta_binomial_tails,
@@ -78,7 +78,8 @@ def test_a_sample_without_expectation_says_nothing():
     nothing = array(0.0)
     values = compute_forward_lift(nothing, nothing, nothing, nothing, 0.9)
     assert all(np.isnan(v[0]) for v in values)
-    assert compute_log_evidence_against(nothing, nothing, nothing, array(1.2), array(2.0)) == 0.0
+    claim = (array(1.2), array(2.0))
+    assert compute_log_evidence_against(nothing, nothing, nothing, nothing, claim) == 0.0
 
 
 @pytest.mark.parametrize("expected", [1.0, 4.0, 25.0])
@@ -95,7 +96,52 @@ def test_evidence_against_a_true_claim_is_one_on_average(expected):
         k,
         expected * ones,
         expected * (1 - share) * ones,
-        1.5 * np.exp(-0.15 * z) * ones,
-        1.5 * np.exp(0.15 * z) * ones,
+        # So large a sample that the cell is none of it.
+        1e9 * ones,
+        (1.5 * np.exp(-0.15 * z) * ones, 1.5 * np.exp(0.15 * z) * ones),
     )
     assert np.exp(log_against).mean() == pytest.approx(1.0, abs=0.03)
+
+
+TABLES = [
+    (rows, round(rows * rate), round(rows * share), lift)
+    for rows in (50, 1000, 5000)
+    for rate, share in ((0.03, 0.1), (0.12, 0.6), (0.3, 0.3), (0.6, 0.3))
+    for lift in (0.7, 1.3, 2.0)
+    # The margins leave room for the lift, and one conversion is expected.
+    if rows * rate * share >= 1
+    and lift * rate * share < 0.95 * min(rate, share)
+    and 0.5 * rate * share > rate + share - 1
+]
+
+
+@pytest.mark.parametrize(("rows", "hits", "n", "lift"), TABLES)
+def test_evidence_against_a_true_claim_in_any_table(rows, hits, n, lift):
+    """By summation over all counts; with mean and variance alone it came to 228,000."""
+    mean = n * hits / rows
+    low, high = max(0, n + hits - rows), min(n, hits)
+    counts = np.arange(low, high + 1)
+    none = stats.hypergeom(rows, hits, n).logpmf(counts)
+    deviates = stats.norm.ppf((np.arange(21) + 0.5) / 21)
+    z, spread, ones = stats.norm.ppf(0.95), 0.1, np.ones(counts.size)
+    variance = mean * (1 - n / rows) * (rows - hits) / (rows - 1)
+    ratio = np.exp(
+        compute_log_evidence_against(
+            counts.astype(float), mean * ones, variance * ones, hits * ones,
+            (lift * np.exp(-spread * z) * ones, lift * np.exp(spread * z) * ones),
+        )
+    )  # fmt: skip
+
+    def tilt(by):
+        """The count under one odds ratio for all."""
+        log = none + by * counts
+        weight = np.exp(log - log.max())
+        return weight / weight.sum()
+
+    total = 0.0
+    for true in lift * np.exp(spread * deviates):
+        target = np.clip(true * mean, low + 0.01, high - 0.01)
+        by = optimize.brentq(lambda b, t=target: (tilt(b) * counts).sum() - t, -20, 20)
+        chance = tilt(by)
+        total += (chance * np.where(chance > 0, np.minimum(ratio, 1e250), 0.0)).sum()
+    assert total / deviates.size <= 1.75

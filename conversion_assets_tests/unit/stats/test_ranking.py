@@ -6,6 +6,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from conversion_assets.domain.errors import InputError
 from conversion_assets.stats.ranking import (
+    LEAST_USABLE_REPLICATES,
     _compute_weighted_auc,
     _iterate_weights,
     _rank,
@@ -109,6 +110,41 @@ def test_interval_agrees_with_an_obvious_bootstrap():
         width = high - low
         assert interval.low[g] == pytest.approx(low, abs=0.12 * width)
         assert interval.high[g] == pytest.approx(high, abs=0.12 * width)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 4), st.booleans()),
+        min_size=1, max_size=60,
+    ),
+    st.integers(0, 2**63), st.sampled_from([0.5, 0.9]),
+)  # fmt: skip
+def test_interval_is_that_of_rows_repeated_by_their_weights(values, seed, mass):
+    """Each replicate by copying rows and comparing all pairs; ends by numpy's percentiles."""
+    values = sorted(values, key=lambda row: row[0])
+    group = np.array([row[0] for row in values], dtype=np.int64)
+    scores = tuple(np.array([row[i] for row in values], dtype=float) / 3 for i in (1, 2))
+    label = np.array([row[3] for row in values], dtype=np.bool_)
+    replicates = 24
+    got = bootstrap_auc_difference(
+        group, scores, label, 4, replicates=replicates, seed=seed, mass=mass
+    )
+    weights = list(_iterate_weights(group, replicates, seed))
+    for g in range(4):
+        mine, draws = group == g, []
+        for weight in weights:
+            copies = np.repeat(np.flatnonzero(mine), weight[mine])
+            if len(set(label[copies].tolist())) == 2:
+                one, two = (_slow_auc(label[copies], score[copies]) for score in scores)
+                draws.append(one - two)
+        assert got.replicates[g] == len(draws)
+        if len(draws) < max(1, LEAST_USABLE_REPLICATES * replicates):
+            assert np.isnan(got.low[g])
+            assert np.isnan(got.high[g])
+        else:
+            ends = np.percentile(draws, [50 - 50 * mass, 50 + 50 * mass])
+            np.testing.assert_allclose([got.low[g], got.high[g]], ends, atol=1e-12)
 
 
 def test_interval_covers_no_difference_nine_times_in_ten():

@@ -116,24 +116,38 @@ def test_forward_lift_is_a_beta_posterior_of_the_share(k, rest, share, shrinks):
 
 
 @settings(max_examples=60, deadline=None)
-@given(whole, st.floats(0.5, 30), st.floats(0.4, 0.95), st.floats(0.4, 2.5), st.floats(0.03, 0.5))
-def test_evidence_against_is_a_sum_over_the_claimed_lifts(k, expected, shrinks, lift, spread):
-    variance = expected * shrinks
-    success = 1 - shrinks
-    trials = expected / success
-    assume(k <= trials)
+@given(whole, st.floats(0.5, 30), st.floats(0.02, 0.6), st.floats(0.02, 0.6), st.floats(0.4, 2.5),
+       st.floats(0.03, 0.5))  # fmt: skip
+def test_evidence_against_is_a_sum_over_the_claimed_lifts(k, expected, share, rate, lift, spread):
+    variance = expected * (1 - share) * (1 - rate)
+    third = variance * (1 - 2 * share) * (1 - 2 * rate)
+    plain = 1 - variance / expected
+    assume(k <= expected / plain)
     z = stats.norm.ppf(0.95)
+    low, high = _one(*(lift * math.exp(sign * spread * z) for sign in (-1, 1)))
     (found,) = compute_log_evidence_against(
-        *_one(k, expected, variance, lift * math.exp(-spread * z), lift * math.exp(spread * z))
+        *_one(k, expected, variance, expected / share), (low, high)
     )
 
-    def ratio(deviate: float) -> float:
-        raised = min(lift * math.exp(spread * deviate) * success, 1 - 1e-9)
-        log = k * math.log(raised / success)
-        return math.exp(log + (trials - k) * (math.log1p(-raised) - math.log1p(-success)))
+    def ratio(deviate: float, trials: float, success: float, shift: float) -> float:
+        """A binomial count plus a shift, its mean multiplied by a lift."""
+        times = lift * math.exp(spread * deviate)
+        raised = min(max(success + (times - 1) * expected / trials, 1e-9), 1 - 1e-9)
+        hits = min(max(k - shift, 0.0), trials)
+        log = hits * math.log(raised / success)
+        return math.exp(log + (trials - hits) * (math.log1p(-raised) - math.log1p(-success)))
 
+    success = (1 - third / variance) / 2
+    trials = variance / (success * (1 - success))
+    laws = [
+        (expected / plain, plain, 0.0),
+        (trials, success, expected - trials * success),
+    ]
     # The claimed lift is one of 61 equally likely ones: the middles of its distribution's parts.
-    claimed = sum(ratio(stats.norm.ppf((part + 0.5) / 61)) for part in range(61)) / 61
+    claimed = max(
+        sum(ratio(stats.norm.ppf((part + 0.5) / 61), *law) for part in range(61)) / 61
+        for law in laws
+    )
     # Beyond, the loop itself runs out of digits.
     assume(claimed > 1e-200)
     assert found == pytest.approx(-math.log(claimed), abs=1e-6, rel=1e-6)
