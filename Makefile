@@ -46,8 +46,8 @@ test: $(VENV)/dev.stamp ## every test; of the soak tests a smaller size
 soak: $(VENV)/dev.stamp ## a deployment on PostgreSQL over two days, and with each of its processes killed
 	$(BIN)/pytest -m soak
 
-bench: $(VENV)/dev.stamp ## what is measured, against what
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/dev.stamp ## every goal of speed beside what this machine reaches; OUT=bench.json writes it
+	$(BIN)/python -m benchmarks $(if $(OUT),--out $(OUT))
 
 recovery: $(VENV)/dev.stamp ## acceptance marks at full size, a table; OUT=file.md or .json writes it
 	$(BIN)/python -m conversion_assets_tests.recovery --full $(if $(OUT),--out $(OUT))
