@@ -518,7 +518,9 @@ class _Refresh:
         }
         self.rows_read += sum(part.rows_read for part in parts)
         self.rows_written += sum(frame.height for frames in tables.values() for frame in frames)
-        self._notes += [part.features.notes for part in parts]
+        # Made anew: as they come they hold on to the buffers they were counted from.
+        notes = [part.features.notes for part in parts]
+        self._notes += [pl.DataFrame(n.rows(), schema=n.schema, orient="row") for n in notes]
         return {table: pl.concat([none[table], *frames]) for table, frames in tables.items()}
 
 
