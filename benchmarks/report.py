@@ -42,8 +42,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         path: File to write.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.6, 4.0), layout="constrained")
         _paint(figure.add_subplot(), found)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {}
         figure.savefig(path, metadata=metadata, dpi=110)
 
@@ -58,7 +59,6 @@ def _paint(ax: Axes, found: Mapping[str, Any]) -> None:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.grid(which="major", linewidth=0.3)
-    ax.legend(fontsize=7.5)
 
 
 def write_table(document: Mapping[str, Any]) -> str:
