@@ -486,8 +486,9 @@ def _sqlite_column(name: str, dtype: pl.DataType, values: tuple[Any, ...]) -> pl
 @contextmanager
 def _adbc_reader(engine: Engine) -> Iterator["_AdbcReader"]:
     # Optional drivers: the embedded installation has neither.
-    from adbc_driver_manager import Error  # noqa: PLC0415
-    from adbc_driver_postgresql import dbapi  # noqa: PLC0415
+    # Not their `dbapi`: it imports pandas, which takes longer than a refresh without changes.
+    import adbc_driver_postgresql  # noqa: PLC0415
+    from adbc_driver_manager import AdbcConnection, Error  # noqa: PLC0415
     from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
     _, given = engine.dialect.create_connect_args(engine.url)
@@ -495,7 +496,10 @@ def _adbc_reader(engine: Engine) -> Iterator["_AdbcReader"]:
     named = {name: str(value) for name, value in given.items() if isinstance(value, str | int)}
     conninfo = make_conninfo("", **{"connect_timeout": str(CONNECT_TIMEOUT_S)} | named)
     try:
-        with dbapi.connect(conninfo) as connection:
+        with (
+            adbc_driver_postgresql.connect(conninfo) as database,
+            AdbcConnection(database) as connection,
+        ):
             yield _AdbcReader(connection)
     except Error as error:
         # A server that answered with any other state would refuse again.
@@ -509,18 +513,28 @@ class _AdbcReader:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        with connection.cursor() as cursor:
-            # The driver has opened a transaction; nothing was read in it yet.
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        connection.set_autocommit(False)
+        # The driver has opened a transaction; nothing was read in it yet.
+        with self._statement(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+        ) as statement:
+            statement.execute_update()
+
+    @contextmanager
+    def _statement(self, sql: str) -> Iterator[Any]:
+        from adbc_driver_manager import AdbcStatement  # noqa: PLC0415
+
+        with AdbcStatement(self._connection) as statement:
+            statement.set_sql_query(sql)
+            yield statement
+
+    def _run(self, sql: str) -> pl.DataFrame:
+        with self._statement(sql) as statement:
+            stream, _ = statement.execute_query()
+            return pl.DataFrame(stream)
 
     def value(self, sql: str) -> Any:
-        with self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            return cursor.fetchone()[0]
+        return self._run(sql).item()
 
     def query(self, sql: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        with self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            frame = pl.from_arrow(cursor.fetch_arrow_table())
-        assert isinstance(frame, pl.DataFrame)  # noqa: S101 - a table, not a column
-        return frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+        return self._run(sql).select(pl.col(name).cast(dtype) for name, dtype in schema.items())
