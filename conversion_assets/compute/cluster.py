@@ -16,8 +16,10 @@ therefore suspected only, and tried again when nothing else runs.
 
 import queue
 import secrets
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -33,6 +35,9 @@ from conversion_assets.compute.parcels import (
 from conversion_assets.domain.errors import InputError, UnreachableError
 
 Piece = tuple[str, ...]
+
+_GRACE_S = 5.0
+"""For a client's own message about a timeout to come first."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +235,14 @@ class _Cluster:
             patience = self._patience
             seconds = patience.reconnect_s if self._was_connected else patience.connect_s
             try:
-                self._client = self._dask.Client(
-                    self._address, timeout=seconds, set_as_default=False, name="conversion-assets"
+                self._client = _call_within(
+                    seconds + _GRACE_S,
+                    lambda: self._dask.Client(
+                        self._address,
+                        timeout=seconds,
+                        set_as_default=False,
+                        name="conversion-assets",
+                    ),
                 )
             except (OSError, TimeoutError, ValueError, RuntimeError, ImportError) as error:
                 raise UnreachableError(
@@ -267,6 +278,24 @@ class _Cluster:
             yield
         except (OSError, self._dask.CancelledError) as error:
             raise _LostError(_shorten(error)) from None
+
+
+def _call_within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Call in a thread of its own; TimeoutError when it does not come back.
+
+    A client's own timeout ends where the connection begins: a scheduler that hangs accepts one and
+    says nothing for ever.
+    """
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="compute-engine").start()
+    return done.result(timeout=seconds)
 
 
 def _shorten(error: BaseException) -> str:
