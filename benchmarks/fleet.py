@@ -53,7 +53,7 @@ class Costs:
     store_touch_b: float = 37.0
     record_touch_b: float = 710.0
     documents_client_kb: float = 139.0
-    dagster_client_week_kb: float = 15.0
+    dagster_client_week_kb: float = 14.0
 
 
 LABELS = {
