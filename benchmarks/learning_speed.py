@@ -4,13 +4,12 @@ Run: python -m benchmarks.learning_speed [clients] [leads]
 """
 
 import json
-import os
-import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import run_measured
 
 COMMAND = [sys.executable, "-m", "conversion_assets.cli"]
 
@@ -23,7 +22,7 @@ def run(clients: int = 50, leads: int = 1000) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        environment = os.environ | {"CONVERSION_HOME": str(Path(folder) / "home")}
+        environment = {"CONVERSION_HOME": str(Path(folder) / "home")}
         _call(environment, "synth", "--out", data, "--clients", clients, "--leads", leads,
               "--seed", 1)  # fmt: skip
         files = [
@@ -31,10 +30,8 @@ def run(clients: int = 50, leads: int = 1000) -> dict[str, Any]:
             for name in ("clients", "leads", "activities")
             for argument in (f"--{name}", data / f"{name}.parquet")
         ]
-        taken = _call(environment, "import", *files)
-        learned = _call(environment, "learn", "--as-of", "2026-01-04T00:00:00+00:00")
-        # `learn` is by far the largest of the three; the kernel keeps the largest child's peak.
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        taken, _ = _call(environment, "import", *files)
+        learned, peak = _call(environment, "learn", "--as-of", "2026-01-04T00:00:00+00:00")
     return {
         "clients": clients,
         "leads": taken["leads"]["accepted"],
@@ -45,16 +42,11 @@ def run(clients: int = 50, leads: int = 1000) -> dict[str, Any]:
     }
 
 
-def _call(environment: dict[str, str], *arguments: object) -> dict[str, Any]:
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments), "--json"],
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def _call(environment: dict[str, str], *arguments: object) -> tuple[dict[str, Any], float]:
+    """What a command printed, and the highest memory of its process and its children."""
+    done = run_measured([*COMMAND, *map(str, arguments), "--json"], environment)
+    found: dict[str, Any] = json.loads(done.output)
+    return found, done.peak_mb
 
 
 if __name__ == "__main__":
