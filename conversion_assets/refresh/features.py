@@ -482,11 +482,16 @@ class _Refresh:
     # -- both --------------------------------------------------------------------------------
 
     def _compute(self, leads: pl.DataFrame, known: pl.DataFrame) -> Iterator[_Part]:
-        """Features of some leads, some thousands at a time."""
-        for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_READ):
-            keys = part.select("client_id", lead_id="id")
-            content = known.join(keys, on=_LEAD, how="semi")
-            yield self._build(part, self._read_activities(keys, content), content)
+        """Features of some leads, some thousands at a time, the next of which are read ahead."""
+
+        def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
+            for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_READ):
+                keys = part.select("client_id", lead_id="id")
+                content = known.join(keys, on=_LEAD, how="semi")
+                yield part, self._read_activities(keys, content), content
+
+        for part, activities, content in _read_ahead(read()):
+            yield self._build(part, activities, content)
 
     def _read_activities(self, keys: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         """Activities of some leads; content, nine tenths of the bytes, only where it is unknown."""

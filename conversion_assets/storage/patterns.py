@@ -70,6 +70,10 @@ CLIENTS_PER_TRANSACTION = 50
 """Clients stored together: statements for many rows at a time, and one wait for the disk. Another
 writer of SQLite waits a fifth of a second for them, a killed process loses at most so many."""
 
+CHECKPOINT_PAGES = 16_384
+"""Pages, 64 MB, that SQLite's write-ahead log may hold before they are moved to the file, which
+waits for the disk twice. Its own 1,000 would be moved after every transaction here."""
+
 FIRST_PAUSE_S = 0.4
 """Pause before the second try; it doubles, and varies by half so that rivals do not meet again."""
 
@@ -552,6 +556,8 @@ def _prepare_ahead(
 def _store(connection: Connection, rows: _Rows, refresh: Refresh) -> None:
     """Write some clients inside the caller's transaction."""
     dialect = connection.dialect.name
+    if dialect == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     # Two refreshes of one client take turns; on SQLite the transaction holds the only write lock.
     _lock_clients(connection, [results.client_id for results in rows.group])
     if rows.documents:
