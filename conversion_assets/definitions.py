@@ -24,7 +24,7 @@ defs = Definitions(
     # A backfill is asked for by hand and is never late.
     assets=[*map_asset_specs(expect_weekly, [*SOURCES, features, patterns]), backfills],
     asset_checks=[pattern_health],
-    jobs=JOBS,
+    jobs=[*JOBS],
     schedules=SCHEDULES,
     sensors=SENSORS,
     resources={

@@ -60,4 +60,4 @@ def prune_history() -> None:
     prune()
 
 
-JOBS = [LEARN_PATTERNS, CHECK_PATTERN_HEALTH, BACKFILL_CLIENT, prune_history]
+JOBS = (LEARN_PATTERNS, CHECK_PATTERN_HEALTH, BACKFILL_CLIENT, prune_history)

@@ -4,16 +4,18 @@ Numbers are stored unrounded; rounding is for display. Lists are ordered by verd
 (act, watch, no_evidence), then by the lower end of the lift interval (high first), then value.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from conversion_assets.domain.terms import NoteKind, PatternType, Unit, Verdict
 
 SCHEMA_VERSION = "1.0"
 """Version of the document shapes below; moves when a field changes its meaning."""
 
+UtcTime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+"""An aware time, kept in UTC: offsets of seconds, as zones had them once, have no JSON."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -116,8 +118,8 @@ class PatternDocument(_Model):
     type: PatternType
     schema_version: str = SCHEMA_VERSION
     client_id: str
-    as_of: AwareDatetime
-    window: list[AwareDatetime] = Field(min_length=2, max_length=2)
+    as_of: UtcTime
+    window: list[UtcTime] = Field(min_length=2, max_length=2)
     sample_size: int = Field(ge=0, description="Resolved leads of the client in the window")
     conversions: int = Field(ge=0, description="Converted among them")
     base_rate: BaseRate
