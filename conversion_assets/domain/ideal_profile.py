@@ -95,7 +95,13 @@ def read_profile(text: str | None) -> tuple[IdealProfile, str | None]:
         return IdealProfile.model_validate_json(text), None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(_show(part) for part in first["loc"])
         message = re.sub("^Value error, ", "", first["msg"])
         line = ": ".join(part for part in ("ideal profile", place, message) if part)
         return DEFAULT_PROFILE, f"{line}; want {WANTED}"
+
+
+def _show(part: str | int) -> str:
+    """A key as it stands, quoted where that would break the line."""
+    text = str(part)
+    return text if text.isprintable() else repr(text)
