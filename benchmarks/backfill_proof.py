@@ -67,7 +67,7 @@ def _make_home(home: Path, leads: int) -> dict[str, int]:
     engine, _ = open_home(home)
     migrate(engine)
     # Eight to twelve touches are planned by default; a lead gets ten with these.
-    agency = generate_half_complete(leads, touches=(14, 17))
+    agency = generate_half_complete(leads, touches=(15, 17))
     import_agency(engine, agency, home / "quarantine")
     with engine.connect() as connection:
         size = {
