@@ -95,25 +95,43 @@ def survey_clients(
         Surveys of the clients that worked, one unless some had to be left out, and the error of
         each that did not.
     """
-    surveys, errors = isolate_failures(
-        lambda group: take_survey(leads, touches, group, as_of=as_of, config=config),
-        sorted(set(client_ids)),
-    )
-    return surveys, {client: describe_error(error) for client, error in errors.items()}
+    return survey_rows([leads, touches], client_ids, as_of=as_of, config=config)
 
 
-def take_survey(
-    leads: pl.DataFrame,
-    touches: pl.DataFrame,
+def survey_rows(
+    rows: list[pl.DataFrame],
     client_ids: Sequence[str],
     *,
     as_of: datetime,
     config: LearningConfig,
-) -> Survey:
+) -> tuple[list[Survey], dict[str, str]]:
+    """`survey_clients` for who keeps no other hold on the rows.
+
+    Args:
+        rows: `lead_features` and `touch_features`; emptied as soon as nobody can need them again,
+            which is early for a single client, the only one that can be large. The rows that count
+            are a copy, and two copies of two million touches take half a gigabyte more than one.
+        client_ids: See `survey_clients`, also for the rest.
+        as_of: Aware time.
+        config: Thresholds.
+    """
+    chosen = sorted(set(client_ids))
+
+    def take(group: Sequence[str]) -> Survey:
+        leads, touches = rows
+        population = select_population(leads, touches, group, as_of, config)
+        del leads, touches
+        if len(chosen) == 1:
+            rows.clear()
+        return take_survey(population, config)
+
+    surveys, errors = isolate_failures(take, chosen)
+    return surveys, {client: describe_error(error) for client, error in errors.items()}
+
+
+def take_survey(selected: Population, config: LearningConfig) -> Survey:
     """Count all cells of all four detectors for a group of clients; fails when one of them does."""
-    population = how.discover_sequences(
-        select_population(leads, touches, client_ids, as_of, config)
-    )
+    population = how.discover_sequences(selected)
     dimensions = list_dimensions(population.touches.columns)
     # The longest first: the others fill the cores beside it.
     parts: list[Callable[[], Any]] = [

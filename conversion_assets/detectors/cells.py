@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from conversion_assets.detectors.codes import (
     Codes,
-    Digit,
     Ints,
     combine,
     count_codes,
@@ -232,7 +231,7 @@ def _encode_parts(population: Population, dimension: Dimension) -> dict[str, Cod
     }
 
 
-def _combine_parts(coded: Mapping[str, Codes], places: Ints | slice) -> Digit:
+def _combine_parts(coded: Mapping[str, Codes], places: Ints | slice) -> tuple[Ints, int]:
     return combine([(one.codes[places], one.radix) for one in coded.values()])
 
 

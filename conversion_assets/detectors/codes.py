@@ -7,6 +7,7 @@ number by mixed radix; and counting is `bincount` where the numbers are dense, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
-Digit = tuple[Ints, int]
+Digit = tuple[NDArray[np.integer[Any]], int]
 """One code per row, and the radix: how many codes there are."""
 
 # Counting by place touches every possible number: worth it up to this many a row, and for any
@@ -29,17 +30,22 @@ class Codes:
     """A column in codes.
 
     Attributes:
-        codes: Code of each row, 0..len(values)-1, shape (rows,).
+        codes: Code of each row, 0..len(values)-1, shape (rows,), in the narrowest type that holds
+            them: a large client has sixty coded columns in memory at once.
         values: Value of each code: null first, then ascending.
     """
 
-    codes: Ints
+    codes: NDArray[np.unsignedinteger[Any]]
     values: pl.Series
 
     @property
     def radix(self) -> int:
         """How many codes there are."""
         return len(self.values)
+
+
+def _narrow(codes: Ints, values: pl.Series) -> Codes:
+    return Codes(codes.astype(np.min_scalar_type(max(len(values) - 1, 0))), values)
 
 
 def encode(column: pl.Series) -> Codes:
@@ -66,7 +72,7 @@ def _encode_span(column: pl.Series, low: int, high: int, dtype: pl.DataType) -> 
     """Whole numbers of a narrow range: the code is the distance from the lowest."""
     span = pl.Series([None, *range(low, high + 1)], dtype=pl.Int64)
     codes = (column - (low - 1)).fill_null(0).to_numpy()
-    return Codes(codes, span.cast(dtype).rename(column.name))
+    return _narrow(codes, span.cast(dtype).rename(column.name))
 
 
 def _encode_distinct(column: pl.Series) -> Codes:
@@ -87,7 +93,7 @@ def _encode_distinct(column: pl.Series) -> Codes:
         values = column.unique().drop_nulls().sort()
         codes = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
     nothing = values.clear().extend_constant(None, 1)
-    return Codes(codes, pl.concat([nothing, values]).rename(column.name))
+    return _narrow(codes, pl.concat([nothing, values]).rename(column.name))
 
 
 def combine(digits: Sequence[Digit]) -> tuple[Ints, int]:
@@ -102,10 +108,12 @@ def combine(digits: Sequence[Digit]) -> tuple[Ints, int]:
     Raises:
         OverflowError: there can be more than fit into 62 bits.
     """
-    number, size = digits[0]
+    first, size = digits[0]
+    number = first.astype(np.int64)
     for codes, radix in digits[1:]:
         size *= radix
-        number = number * radix + codes
+        number *= radix
+        number += codes
     if size > LARGEST_NUMBER:
         raise OverflowError(f"{size} combinations of codes do not fit into 62 bits")
     return number, size

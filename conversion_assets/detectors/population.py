@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from conversion_assets.detectors.codes import Codes, Digit, combine, encode, split
+from conversion_assets.detectors.codes import Codes, Ints, combine, encode, split
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import SCORE_COMPONENTS, NoteKind
 
@@ -94,7 +94,7 @@ class Population:
 
         return self._once(rows, f"places where {condition}", find)
 
-    def combine(self, rows: Rows, names: Sequence[str]) -> Digit:
+    def combine(self, rows: Rows, names: Sequence[str]) -> tuple[Ints, int]:
         """Client and some columns of each row as one number."""
         client = (self.clients(rows), len(self.client_ids))
         coded = [self.encode(rows, name) for name in names]
@@ -348,7 +348,8 @@ def _compute_maturity(
 def _add_first_channel(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame:
     # A lead that converted before anyone wrote to it owes nothing to the channel of a later touch.
     is_first = (pl.col("touch_number") == 1) & ~pl.col("is_after_conversion")
-    first = touches.filter(is_first).select("client", "lead_id", "channel", "touch_number")
+    narrow = touches.select("client", "lead_id", "channel", "touch_number", "is_after_conversion")
+    first = narrow.filter(is_first).drop("is_after_conversion")
     return leads.join(first, on=["client", "lead_id"], how="left", maintain_order="left")
 
 
@@ -432,9 +433,12 @@ def _build_sequences(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFrame
         "month",
         is_later_half=pl.col("created_at") >= pl.col("middle"),
     )
-    steps = touches.filter(
-        (pl.col("touch_number") <= LONGEST_SEQUENCE) & ~pl.col("is_after_conversion")
-    ).select("client", "lead_id", "channel")
+    # Narrowed first: a filter copies every column it is given.
+    steps = (
+        touches.select("client", "lead_id", "channel", "touch_number", "is_after_conversion")
+        .filter((pl.col("touch_number") <= LONGEST_SEQUENCE) & ~pl.col("is_after_conversion"))
+        .select("client", "lead_id", "channel")
+    )
     starts = find_lead_starts(steps)
     lead = np.repeat(np.arange(starts.size), np.diff(np.append(starts, steps.height)))
     step = np.arange(steps.height) - starts[lead] + 1

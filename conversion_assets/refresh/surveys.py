@@ -20,7 +20,7 @@ from conversion_assets.domain.shards import plan_shards
 from conversion_assets.evaluation.drift import find_drift
 from conversion_assets.refresh.forward import grade_due
 from conversion_assets.storage.columnar import FeatureStore, Manifest, bucket_of
-from conversion_assets.survey import Survey, isolate_failures, survey_clients
+from conversion_assets.survey import Survey, isolate_failures, survey_rows
 
 UNUSED = ("activity_id", "lead_created_at", "previous_channel", "adds_channel", "sequence_id")
 """Columns of touches that no detector reads: a quarter of the memory of a large client."""
@@ -106,15 +106,15 @@ class SurveyJob:
                 from.
         """
         leads, touches, manifest = self._read()
-        surveys, errors = survey_clients(
-            leads, touches, self.client_ids, as_of=self.as_of, config=self.config
-        )
         graded, ungraded = grade_due(
             self.forecasts, leads, touches, as_of=self.as_of, config=self.config
         )
         drifts = _find_drifts(
             leads, touches.clear(), self.learned, as_of=self.as_of, config=self.config
         )
+        rows = [leads, touches]
+        del leads, touches
+        surveys, errors = survey_rows(rows, self.client_ids, as_of=self.as_of, config=self.config)
         return Findings(
             surveys,
             errors,
