@@ -43,7 +43,7 @@ check: $(VENV)/dev.stamp ## format, lint, types, layering, fast tests
 test: $(VENV)/dev.stamp ## every test; of the soak tests a smaller size
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not soak"
 
-soak: $(VENV)/dev.stamp ## a deployment on PostgreSQL over two days, and with each of its processes killed
+soak: $(VENV)/dev.stamp ## kills of a deployment, of a cluster and of a backfill on PostgreSQL; two days on PostgreSQL
 	$(BIN)/pytest -m soak
 
 bench: $(VENV)/dev.stamp ## every goal of speed beside what this machine reaches; OUT=bench.json writes it

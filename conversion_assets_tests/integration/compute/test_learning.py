@@ -123,6 +123,7 @@ def test_a_worker_killed_while_it_learns_changes_no_byte(learned, cluster):
     assert stored == expected
 
 
+@pytest.mark.soak
 def test_a_client_that_kills_workers_is_named_and_the_others_are_stored(learned, cluster):
     _, expected = learned("whole", LocalEngine(), clients=LONERS)
     engine = Poisoned(DaskEngine(cluster.address, PATIENCE), LONERS[1])

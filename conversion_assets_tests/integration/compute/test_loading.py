@@ -104,6 +104,7 @@ def test_a_worker_killed_while_it_loads(engine, cluster, expected, tmp_path):
     assert_same(store, expected)
 
 
+@pytest.mark.soak
 def test_a_client_that_kills_workers_is_named_and_nothing_is_seen(engine, cluster, tmp_path):
     store = FeatureStore(tmp_path / "store")
     deadly = Poisoned(DaskEngine(cluster.address, PATIENCE), "client-0003")

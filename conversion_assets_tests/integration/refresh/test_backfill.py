@@ -446,7 +446,7 @@ def fresh(kind, template, request, path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 def test_killed_at_random_and_resumed_is_byte_identical(kind, sqlite_template, request, tmp_path):
     """Five kills of 2,000 leads; `make backfill-proof` is the full size, through Dagster."""
     history = generate_half_complete(2000)
