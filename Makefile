@@ -6,6 +6,8 @@ UV := $(BIN)/uv --no-config
 # Hashes are checked on every install; the machine's own certificates are trusted.
 INSTALL := UV_SYSTEM_CERTS=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet
 WORKERS ?= 2
+# Where byte code may not be written, each of the tests' hundreds of processes would compile anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo ui test soak check lint types bench recovery backfill-proof lock clean
 
