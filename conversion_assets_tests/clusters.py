@@ -104,6 +104,17 @@ class Cluster:
         with distributed.Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(count, timeout=STARTING_S)
 
+    def wait_until_idle(self, seconds: float = STARTING_S) -> None:
+        """Until the scheduler has given nothing out and no worker holds anything.
+
+        Both are asked: a worker ends what it has begun although the scheduler has cancelled it.
+        """
+        end = time.monotonic() + seconds
+        with distributed.Client(self.address, set_as_default=False) as client:
+            while any(client.processing().values()) or any(client.run(_count_tasks).values()):
+                assert time.monotonic() < end, self.logs()
+                time.sleep(0.05)
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
@@ -131,6 +142,10 @@ class Cluster:
         self.kill_workers()
         if self.scheduler is not None:
             self.kill_scheduler()
+
+
+def _count_tasks(dask_worker: distributed.Worker) -> int:
+    return len(dask_worker.state.tasks)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

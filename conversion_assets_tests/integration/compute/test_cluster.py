@@ -45,13 +45,6 @@ def spelled(*without):
     return {client: client.upper() for client in CLIENTS if client not in without}
 
 
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-
-
 def test_every_client_comes_back_once(cluster, folder):
     engine = DaskEngine(cluster.address, PATIENCE)
     results, errors = collect(engine.run(MakeSpell(folder, password="hunter2"), SHARDS))
@@ -94,13 +87,12 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(cluster, folder):
 def test_leaving_cancels_what_is_unfinished(cluster, folder):
     engine = DaskEngine(cluster.address, PATIENCE)
     many = [[f"d{number:03d}"] for number in range(200)]
-    done = engine.run(MakeSpell(folder, seconds=0.1), many)
+    # Uncancelled they would take half a minute, and all would have run.
+    done = engine.run(MakeSpell(folder, seconds=0.3, quick=frozenset({"d000"})), many)
     next(done)
     done.close()
-    time.sleep(1.0)
-    ran = len(list(folder.iterdir()))
-    time.sleep(1.0)
-    assert len(list(folder.iterdir())) == ran < 100
+    cluster.wait_until_idle()
+    assert len(list(folder.iterdir())) < 100
 
 
 def test_all_workers_killed_then_new_ones_come(tmp_path, folder):
@@ -133,18 +125,20 @@ def test_the_scheduler_is_restarted(tmp_path, folder):
 
 def test_a_cluster_that_is_gone_for_good_is_told_in_one_line(tmp_path, folder):
     patience = Patience(connect_s=20.0, reconnect_s=1.0, workers_s=1.0, heartbeat_s=0.2)
+    # One shard ends; the others would not before the test has.
+    make_job = MakeSpell(folder, seconds=300.0, quick=frozenset({"c00"}))
     with Cluster(tmp_path) as cluster:
         cluster.start_scheduler()
         cluster.start_workers(1, "--no-nanny")
         cluster.wait_for_workers(1)
-        done = DaskEngine(cluster.address, patience).run(MakeSpell(folder, seconds=0.3), SHARDS)
+        done = DaskEngine(cluster.address, patience).run(make_job, SHARDS)
         next(done)
         cluster.kill_workers()
         with pytest.raises(UnreachableError, match=r"^compute engine .*: no worker for \d+ s, 3 "):
             collect(done)
         cluster.start_workers(1, "--no-nanny")
         cluster.wait_for_workers(1)
-        done = DaskEngine(cluster.address, patience).run(MakeSpell(folder, seconds=0.3), SHARDS)
+        done = DaskEngine(cluster.address, patience).run(make_job, SHARDS)
         next(done)
         cluster.kill_scheduler()
         with pytest.raises(
@@ -155,9 +149,10 @@ def test_a_cluster_that_is_gone_for_good_is_told_in_one_line(tmp_path, folder):
 
 def test_a_scheduler_that_is_not_there(folder):
     address = f"tcp://127.0.0.1:{free_port()}"
+    engine = DaskEngine(address, Patience(connect_s=1.0))  # importing it is not waiting for it
     started = time.monotonic()
     with pytest.raises(UnreachableError, match=f"^compute engine {address} cannot be reached"):
-        collect(DaskEngine(address, Patience(connect_s=1.0)).run(MakeSpell(folder), SHARDS))
+        collect(engine.run(MakeSpell(folder), SHARDS))
     assert time.monotonic() - started < 10.0
 
 
