@@ -25,6 +25,8 @@ from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.terms import BOOKING_ACTION
 from conversion_assets.features import Features, build_features, feature_version
 from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NOTE_SCHEMA
+from conversion_assets.features.leads import LEAD_FEATURES
+from conversion_assets.features.touches import touch_schema
 from conversion_assets.storage.columnar import (
     TABLES,
     FeatureStore,
@@ -34,6 +36,7 @@ from conversion_assets.storage.columnar import (
     WrittenBuckets,
     bucket_of,
 )
+from conversion_assets.storage.fingerprints import sum_tables
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot
 
 LEADS_PER_READ = 10_000
@@ -161,6 +164,21 @@ class _Input:
     leads: pl.DataFrame
     activities: pl.DataFrame
     completes: list[int]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has of leads concerned.
+
+    Attributes:
+        tables: All their rows.
+        others: Leads that no change names: an activity that moved or was deleted was theirs.
+        known: Touches whose content need not be read again.
+    """
+
+    tables: dict[Table, pl.DataFrame]
+    others: pl.DataFrame
+    known: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -442,9 +460,10 @@ class _Refresh:
             .filter(pl.col("client_id").is_in(owners))
             .unique()
         )
-        known = _known_content(changes, stored["touch_features"], concerned)
+        touches = stored["touch_features"].join(concerned, on=_LEAD, how="semi")
+        known = _known_content(changes, touches)
         rows = leads.join(concerned, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
-        tables = self._collect(list(self._compute(rows, known)))
+        tables = self._collect(list(self._compute(rows, lambda: known)))
         alive = pl.col("client_id").is_in(live)
         kept = {t: f.join(concerned, on=_LEAD, how="anti").filter(alive) for t, f in stored.items()}
         self._writer.replace_clients(
@@ -459,43 +478,61 @@ class _Refresh:
         return stored.filter(pl.col("client_id").is_in(list(ids)))
 
     def _refresh_leads(self, group: list[int], changes: _Changes) -> None:
-        """Write the leads concerned beside their buckets."""
-        concerned = _concerned(changes, self._find_activities(group, changes))
-        before: dict[Table, pl.DataFrame] = {
-            table: self._writer.read_leads(table, group, concerned) for table in TABLES
-        }
-        known = _known_content(changes, before["touch_features"], concerned)
-        leads = self._snapshot.leads_of(concerned, LEAD_COLUMNS)
-        tables = self._collect(list(self._compute(leads, known)))
-        self._writer.replace_leads(concerned, before, tables)
+        """Write the leads concerned beside their buckets.
 
-    def _find_activities(self, group: list[int], changes: _Changes) -> dict[Table, pl.DataFrame]:
-        """Keys of stored rows whose activity changed or was deleted."""
+        What the store has of them is read and hashed while the database answers.
+        """
+        named = _named(changes)
+        with ThreadPoolExecutor(1) as looking:
+            found = looking.submit(self._look_up, group, changes, named)
+            gone = looking.submit(lambda: sum_tables(found.result().tables))
+            leads = self._snapshot.leads_of(named, LEAD_COLUMNS)
+            parts = list(self._compute(leads, lambda: found.result().known))
+            stored = found.result()
+            if stored.others.height:
+                leads = self._snapshot.leads_of(stored.others, LEAD_COLUMNS)
+                parts += self._compute(leads, lambda: stored.known)
+            tables = self._collect(parts)
+            concerned = pl.concat([named, stored.others])
+            self._writer.replace_leads(concerned, gone.result(), tables)
+
+    def _look_up(self, group: list[int], changes: _Changes, named: pl.DataFrame) -> _Stored:
+        """What the store has of the leads concerned."""
         moved = _moved(changes)
-        tables: tuple[Table, ...] = ("touch_features", "bookings") if moved.height else ()
-        found: dict[Table, pl.DataFrame] = {}
-        for table in tables:
-            rows = self._writer.read_columns(table, group, [*_LEAD, "activity_id"])
-            found[table] = rows.join(moved, on=_ACTIVITY, how="semi")
-        return found
+        tables = {
+            table: self._writer.read_leads(
+                table, group, named, None if table == "lead_features" else moved
+            )
+            for table in TABLES
+        }
+        keys = [rows.select(_LEAD) for table, rows in tables.items() if table != "lead_features"]
+        others = pl.concat(keys).unique().join(named, on=_LEAD, how="anti")
+        if others.height:
+            # Rare: an activity changed its lead or was deleted. All rows of that lead are needed.
+            concerned = pl.concat([named, others])
+            tables = {table: self._writer.read_leads(table, group, concerned) for table in TABLES}
+        return _Stored(tables, others, _known_content(changes, tables["touch_features"]))
 
     # -- both --------------------------------------------------------------------------------
 
-    def _compute(self, leads: pl.DataFrame, known: pl.DataFrame) -> Iterator[_Part]:
-        """Features of some leads, some thousands at a time, the next of which are read ahead."""
+    def _compute(self, leads: pl.DataFrame, known: Callable[[], pl.DataFrame]) -> Iterator[_Part]:
+        """Features of some leads, some thousands at a time, the next of which are read ahead.
+
+        Content that is known is asked for when the rows without it have been read.
+        """
 
         def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
             for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_READ):
                 keys = part.select("client_id", lead_id="id")
-                content = known.join(keys, on=_LEAD, how="semi")
-                yield part, self._read_activities(keys, content), content
+                rows = self._snapshot.activities_of(keys, _PLAIN)
+                content = known().join(keys, on=_LEAD, how="semi")
+                yield part, self._add_content(rows, content), content
 
         for part, activities, content in _read_ahead(read()):
             yield self._build(part, activities, content)
 
-    def _read_activities(self, keys: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-        """Activities of some leads; content, nine tenths of the bytes, only where it is unknown."""
-        rows = self._snapshot.activities_of(keys, _PLAIN)
+    def _add_content(self, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+        """Activities with content, nine tenths of the bytes, which is read where it is unknown."""
         unread = rows.join(
             known, left_on=["client_id", "id"], right_on=_ACTIVITY, how="anti"
         ).select("client_id", "id")
@@ -604,6 +641,12 @@ def _moved(changes: _Changes) -> pl.DataFrame:
     return pl.concat([changes.activities.select(_ACTIVITY), changes.deleted_activities])
 
 
+def _named(changes: _Changes) -> pl.DataFrame:
+    """Keys of leads that changed, are gone, or of which an activity changed."""
+    keys = [changes.leads, changes.deleted_leads, changes.activities.select(_LEAD)]
+    return pl.concat(keys).unique().sort(_LEAD)
+
+
 def _concerned(changes: _Changes, stored: Mapping[Table, pl.DataFrame]) -> pl.DataFrame:
     """Keys of leads that must be computed again or that are gone.
 
@@ -614,18 +657,13 @@ def _concerned(changes: _Changes, stored: Mapping[Table, pl.DataFrame]) -> pl.Da
         for table in stored
         if table != "lead_features"
     ]
-    keys = [changes.leads, changes.deleted_leads, changes.activities.select(_LEAD), *was_of]
-    return pl.concat(keys).unique().sort(_LEAD)
+    return pl.concat([_named(changes), *was_of]).unique().sort(_LEAD)
 
 
-def _known_content(
-    changes: _Changes, touches: pl.DataFrame, concerned: pl.DataFrame
-) -> pl.DataFrame:
+def _known_content(changes: _Changes, touches: pl.DataFrame) -> pl.DataFrame:
     """Stored content of activities that did not change, of leads whose own row did not."""
-    return (
-        touches.join(concerned, on=_LEAD, how="semi")
-        .join(changes.leads, on=_LEAD, how="anti")
-        .join(changes.activities, on=_ACTIVITY, how="anti")
+    return touches.join(changes.leads, on=_LEAD, how="anti").join(
+        changes.activities, on=_ACTIVITY, how="anti"
     )
 
 
@@ -660,9 +698,8 @@ def feature_schemas(
     vocabulary: ContentVocabulary = DEFAULT_VOCABULARY,
 ) -> dict[Table, dict[str, pl.DataType]]:
     """Columns of each table of the store as this code computes them."""
-    empty = build_features(None, pl.DataFrame(), pl.DataFrame(), vocabulary)
     return {
-        "lead_features": dict(empty.leads.schema),
-        "touch_features": dict(empty.touches.schema),
+        "lead_features": dict(LEAD_FEATURES),
+        "touch_features": touch_schema(vocabulary),
         "bookings": _BOOKINGS,
     }

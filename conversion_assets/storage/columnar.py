@@ -52,7 +52,7 @@ from conversion_assets.storage.fingerprints import (
     join_sums,
     move_sums,
     read_sums,
-    sum_rows,
+    sum_tables,
     write_sums,
 )
 
@@ -85,6 +85,7 @@ _KEYS: dict[Table, list[str]] = {
     "bookings": ["client_id", "lead_id", "activity_id"],
 }
 _LEAD = ["client_id", "lead_id"]
+_ACTIVITY = ["client_id", "activity_id"]
 _SEGMENT_KEYS = {"client_id": pl.String(), "lead_id": pl.String(), "bucket": pl.Int8()}
 _SEGMENT_MARK = "/s-"
 _MANIFEST = "manifest.json"
@@ -208,7 +209,7 @@ def compute_fingerprints(tables: Mapping[Table, pl.DataFrame]) -> dict[str, str]
     Returns:
         64 hexadecimal digits by client id; see `storage.fingerprints`.
     """
-    return join_sums({table: sum_rows(tables[table], table) for table in FEATURE_TABLES})
+    return join_sums(sum_tables({table: tables[table] for table in FEATURE_TABLES}))
 
 
 def _key_order(frame: pl.DataFrame, key: list[str]) -> pl.Series | None:
@@ -874,40 +875,40 @@ class FeatureWriter:
         return _merge_leads([part for part in parts if part.height], _KEYS[table])
 
     def read_leads(
-        self, table: Table, buckets: Collection[int], leads: pl.DataFrame
+        self,
+        table: Table,
+        buckets: Collection[int],
+        leads: pl.DataFrame,
+        activities: pl.DataFrame | None = None,
     ) -> pl.DataFrame:
-        """Rows of some leads in the base, in no order.
+        """Rows of some leads in the base, and rows of some activities whatever their lead.
 
         Args:
             table: Which.
             buckets: Buckets of their clients.
             leads: Columns client_id and lead_id.
+            activities: Columns client_id and activity_id, where the table has them.
+
+        Returns:
+            The rows, in no order.
 
         Raises:
             InputError: a file is missing or damaged.
         """
-        ids = leads["lead_id"].unique()
+        # Ids alone reach the file's reader; other clients may have leads of the same name.
+        chosen = pl.col("lead_id").is_in(leads["lead_id"].unique().implode())
+        if activities is not None:
+            chosen |= pl.col("activity_id").is_in(activities["activity_id"].unique().implode())
 
         def read(files: list[StoredFile]) -> pl.DataFrame:
-            # Ids alone reach the file's reader; other clients may have leads of the same name.
-            some = self._open(files).filter(pl.col("lead_id").is_in(ids.implode())).collect()
-            return some.join(leads, on=_LEAD, how="semi")
+            some = self._open(files).filter(chosen).collect()
+            rows = some.join(leads, on=_LEAD, how="semi")
+            if activities is None or rows.height == some.height:
+                return rows
+            others = some.join(leads, on=_LEAD, how="anti")
+            return pl.concat([rows, others.join(activities, on=_ACTIVITY, how="semi")])
 
         return pl.concat(self._find_parts(table, buckets, read))
-
-    def read_columns(
-        self, table: Table, buckets: Collection[int], columns: Collection[str]
-    ) -> pl.DataFrame:
-        """Some columns of some buckets of the base, client_id and lead_id among them, in no order.
-
-        Raises:
-            InputError: a file is missing or damaged.
-        """
-
-        def read(files: list[StoredFile]) -> pl.DataFrame:
-            return self._open(files).select(columns).collect()
-
-        return pl.concat([part.select(columns) for part in self._find_parts(table, buckets, read)])
 
     def _own_files(self, table: Table, buckets: Collection[int]) -> list[StoredFile]:
         """Files of buckets as this writer left them, or of the base."""
@@ -1040,7 +1041,7 @@ class FeatureWriter:
     def replace_leads(
         self,
         leads: pl.DataFrame,
-        before: Mapping[Table, pl.DataFrame],
+        gone: Mapping[Table, RowSums],
         after: Mapping[Table, pl.DataFrame],
     ) -> None:
         """Put rows in place of all rows of some leads, as a segment beside the buckets.
@@ -1049,7 +1050,7 @@ class FeatureWriter:
 
         Args:
             leads: Columns client_id and lead_id; a lead without rows disappears.
-            before: Their rows in the base, by table.
+            gone: Sums of their rows in the base, by table.
             after: Their rows from now on, one frame for each of :data:`TABLES`.
 
         Raises:
@@ -1059,23 +1060,24 @@ class FeatureWriter:
             strange = after[table].join(leads, on=_LEAD, how="anti")
             if strange.height:
                 raise InputError(f"store {self._store.url}: {table} has rows of other leads too")
-        gone = {table: sum_rows(before[table], table) for table in TABLES}
-        come = {table: sum_rows(after[table], table) for table in TABLES}
+        come = sum_tables({table: after[table] for table in TABLES})
         if gone == come:
             return
         owners = leads["client_id"].unique().sort()
         numbers = pl.Series([bucket_of(client_id) for client_id in owners], dtype=pl.Int8)
         placed = pl.DataFrame({"client_id": owners, "bucket": numbers})
         keys = leads.select(_LEAD).unique().join(placed, on="client_id").sort(_LEAD)
+        rows: dict[str, pl.DataFrame] = {"keys": keys.select(_SEGMENT_KEYS.keys())}
+        rows |= {t: _sorted(after[t], _KEYS[t]) for t in TABLES if after[t].height}
+        # Each waits for the disk in turn, and the others go on.
+        with ThreadPoolExecutor(len(rows)) as pool:
+            put = {name: pool.submit(self._put_segment, name, part) for name, part in rows.items()}
+        files = {name: future.result() for name, future in put.items()}
         self._parts.append(
             Segment(
                 buckets=sorted(set(numbers.to_list())),
-                keys=[self._put_segment("keys", keys.select(_SEGMENT_KEYS.keys()))],
-                files={
-                    table: [self._put_segment(table, _sorted(after[table], _KEYS[table]))]
-                    for table in TABLES
-                    if after[table].height
-                },
+                keys=[files["keys"]],
+                files={table: [files[table]] for table in TABLES if table in files},
             )
         )
         self._move_clients(gone, come)

@@ -12,12 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 Words = npt.NDArray[np.uint64]
+Name = TypeVar("Name", bound=str)
 
 LANES = 2
 """Sums of 64 bits each: two equal by chance among a million clients are one in 10**26."""
@@ -25,6 +27,8 @@ SLICE_ROWS = 32_768
 """Rows hashed at once: 256 KB a column, so that each pass finds them in the processor's cache."""
 FEW_TEXTS = 8
 """A column of which each text comes this often is hashed by its distinct texts."""
+_FLAG_BITS = 8
+"""Flags of one look-up: a byte, and a table of 4 KB."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -55,13 +59,12 @@ def sum_rows(frame: pl.DataFrame, table: str) -> RowSums:
     """
     rows: dict[str, int] = {}
     sums: dict[str, tuple[int, ...]] = {}
-    columns = {name: _seeds(table, name, frame.schema[name]) for name in frame.columns}
-    codes = {name: _encode(frame[name], seeds) for name, seeds in columns.items()}
+    columns = _plan_columns(frame, table)
     for start in range(0, frame.height, SLICE_ROWS):
         part = frame.slice(start, SLICE_ROWS)
         total = np.zeros((LANES, part.height), dtype=np.uint64)
-        for name, seeds in columns.items():
-            total += _hash_column(part[name], seeds, codes[name])
+        columns.add_flags(total, part)
+        columns.add_values(total, part)
         hashed = _mix(total)
         for client_id, first, stop in _runs(part["client_id"]):
             added = hashed[:, first:stop].sum(axis=1, dtype=np.uint64).tolist()
@@ -69,6 +72,11 @@ def sum_rows(frame: pl.DataFrame, table: str) -> RowSums:
             sums[client_id] = tuple(_wrap(a + b) for a, b in zip(added, before, strict=True))
             rows[client_id] = rows.get(client_id, 0) + stop - first
     return RowSums(rows, sums)
+
+
+def sum_tables(tables: Mapping[Name, pl.DataFrame]) -> dict[Name, RowSums]:
+    """`sum_rows` of each table by its name."""
+    return {table: sum_rows(rows, table) for table, rows in tables.items()}
 
 
 def write_sums(tables: Iterable[tuple[int, ...]]) -> str:
@@ -131,43 +139,106 @@ def _nothing(seeds: Words) -> Words:
 
 
 @dataclass(frozen=True)
-class _Codes:
-    """Distinct texts of a column and their hashes, a lane each."""
+class _Columns:
+    """How the columns of a table are hashed.
 
-    texts: pl.Enum
-    hashes: Words
+    Attributes:
+        flags: Boolean columns without nulls, some together, and the sum of the hashes of each of
+            their combinations, which is looked up for all of them at once.
+        values: The other columns and their seeds.
+        codes: Distinct texts of the columns of which there are few, and the hashes of these and
+            of null.
+        prepared: Reads the values as they are hashed, all columns in one pass.
+        nulls: Finds nulls of the columns that have no code for them.
+    """
+
+    flags: list[tuple[list[str], Words]]
+    values: dict[str, Words]
+    codes: dict[str, Words]
+    prepared: list[pl.Expr]
+    nulls: list[pl.Expr]
+
+    def add_flags(self, total: Words, part: pl.DataFrame) -> None:
+        """Add the hashes of the flags of some rows."""
+        for names, table in self.flags:
+            bits = np.stack([part[name].to_numpy() for name in names])
+            total += table[:, np.packbits(bits, axis=0, bitorder="little")[0]]
+
+    def add_values(self, total: Words, part: pl.DataFrame) -> None:
+        """Add the hashes of the other columns of some rows."""
+        nulls = part.select(self.nulls)
+        for column in part.select(self.prepared):
+            if column.name in self.codes:
+                total += self.codes[column.name][:, column.to_numpy()]
+                continue
+            hashed = _hash_values(column, self.values[column.name])
+            if column.name in nulls.columns:
+                hashed[:, nulls[column.name].to_numpy()] = _nothing(self.values[column.name])[
+                    :, None
+                ]
+            total += hashed
 
 
-def _encode(column: pl.Series, seeds: Words) -> _Codes | None:
-    """Hashes of a column's distinct texts; None where it is none, or nearly all differ."""
-    if column.dtype != pl.String:
-        return None
+def _plan_columns(frame: pl.DataFrame, table: str) -> _Columns:
+    seeds = {name: _seeds(table, name, dtype) for name, dtype in frame.schema.items()}
+    has_nulls = {column.name for column in frame if column.null_count()}
+    flags = [n for n, dtype in frame.schema.items() if dtype == pl.Boolean and n not in has_nulls]
+    values = {name: seed for name, seed in seeds.items() if name not in flags}
+    texts = _list_texts(frame)
+    codes = {}
+    prepared = []
+    nulls = []
+    for name in values:
+        column, dtype = pl.col(name), frame.schema[name]
+        if name in texts:
+            hashed = _hash_texts(texts[name], seeds[name])
+            place = column.cast(pl.Enum(texts[name])).to_physical().cast(pl.UInt32)
+        elif dtype == pl.Boolean:
+            hashed = _hash_flag(seeds[name])
+            place = column.cast(pl.UInt8)
+        else:
+            plain = column if dtype == pl.String else column.to_physical()
+            whole = plain if dtype in (pl.String, pl.Float64) else plain.cast(pl.Int64)
+            prepared.append(whole.fill_null("" if dtype == pl.String else 0))
+            nulls += [column.is_null()] if name in has_nulls else []
+            continue
+        codes[name] = np.concatenate([hashed, _nothing(seeds[name])[:, None]], axis=1)
+        prepared.append(place.fill_null(hashed.shape[1]))
+    groups = [flags[at : at + _FLAG_BITS] for at in range(0, len(flags), _FLAG_BITS)]
+    sums = [(names, _sum_flags([_hash_flag(seeds[name]) for name in names])) for names in groups]
+    return _Columns(sums, values, codes, prepared, nulls)
+
+
+def _hash_flag(seeds: Words) -> Words:
+    """Hashes of false and true."""
+    return np.stack([_mix(seeds + np.uint64(n)) for n in (1, 2)], axis=1)
+
+
+def _sum_flags(hashes: list[Words]) -> Words:
+    """Sum of the hashes of some flags for each combination of them, the first the lowest bit."""
+    sums = np.zeros((LANES, 1), dtype=np.uint64)
+    for hashed in hashes:
+        sums = np.concatenate([sums + hashed[:, :1], sums + hashed[:, 1:]], axis=1)
+    return sums
+
+
+def _list_texts(frame: pl.DataFrame) -> dict[str, pl.Series]:
+    """Distinct texts of each column in which nearly all are not different."""
+    names = [name for name, dtype in frame.schema.items() if dtype == pl.String]
     # Looking at a part is enough to tell ids from names.
-    if column.head(SLICE_ROWS).n_unique() * FEW_TEXTS > min(len(column), SLICE_ROWS):
-        return None
-    distinct = column.unique().drop_nulls()
-    return _Codes(pl.Enum(distinct), _hash_texts(distinct, seeds))
+    head = frame.select(names).head(SLICE_ROWS)
+    counts = head.select(pl.all().n_unique()).row(0, named=True) if names else {}
+    few = [name for name, count in counts.items() if count * FEW_TEXTS <= head.height]
+    distinct = frame.select(pl.col(name).drop_nulls().unique().implode() for name in few)
+    return {name: distinct[name].item() for name in few}
 
 
-def _hash_column(column: pl.Series, seeds: Words, codes: _Codes | None) -> Words:
-    if codes is not None:
-        table = np.concatenate([codes.hashes, _nothing(seeds)[:, None]], axis=1)
-        place = column.cast(codes.texts).to_physical().cast(pl.UInt32)
-        return table[:, place.fill_null(table.shape[1] - 1).to_numpy()]
+def _hash_values(column: pl.Series, seeds: Words) -> Words:
+    """Hashes of texts or numbers, none of them null."""
     if column.dtype == pl.String:
-        hashed = _hash_texts(column.fill_null(""), seeds)
-    elif column.dtype == pl.Boolean:
-        table = np.stack([_mix(seeds + np.uint64(n)) for n in (1, 2)] + [_nothing(seeds)], axis=1)
-        place = column.cast(pl.UInt8).fill_null(2)
-        return table[:, place.to_numpy()]
-    else:
-        plain = column.to_physical().fill_null(0)
-        wide = plain.to_numpy() if plain.dtype == pl.Float64 else plain.cast(pl.Int64).to_numpy()
-        values = np.ascontiguousarray(wide).view(np.uint64)
-        hashed = _mix(values * _GOLDEN + seeds[:, None])
-    if column.null_count():
-        hashed[:, column.is_null().to_numpy()] = _nothing(seeds)[:, None]
-    return hashed
+        return _hash_texts(column, seeds)
+    values = np.ascontiguousarray(column.to_numpy()).view(np.uint64)
+    return _mix(values * _GOLDEN + seeds[:, None])
 
 
 def _hash_texts(texts: pl.Series, seeds: Words) -> Words:
