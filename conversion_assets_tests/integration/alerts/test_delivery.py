@@ -216,10 +216,12 @@ def test_three_hundred_faults(outbox):
     check_faults(outbox, messages=10, faults=300, seed=7)
 
 
-@pytest.mark.slow
-def test_ten_thousand_faults(sqlite_url):
+@pytest.mark.parametrize(
+    ("messages", "faults"), [(60, 2_000), pytest.param(300, 10_000, marks=pytest.mark.soak)]
+)
+def test_thousands_of_faults(sqlite_url, messages, faults):
     engine = create_database_engine(sqlite_url)
-    check_faults(Outbox(engine), messages=300, faults=10_000, seed=11)
+    check_faults(Outbox(engine), messages=messages, faults=faults, seed=11)
     engine.dispose()
 
 

@@ -414,7 +414,9 @@ def deployed(deployment: Deployment):
     """The deployment with all services running; they are ended afterwards."""
     try:
         deployment.prepare()
-        deployment.start("code", "webserver", "daemon")
+        # A daemon that finds no code at its first look looks again when the next minute begins.
+        deployment.start("code")
+        deployment.start("webserver", "daemon")
         yield deployment
     finally:
         deployment.stop()

@@ -96,12 +96,12 @@ def test_a_sunday_and_a_monday(deployment, engine, slack, sunday):
 
 
 def pass_time(deployment, moment):
-    """Let a scheduled moment come: the daemon is killed, and back ten seconds before it.
+    """Let a scheduled moment come: the daemon is killed, and back six seconds before it.
 
     A daemon that is slow to start finds the moment passed, and makes up for it.
     """
     deployment.kill("daemon")
-    deployment.clock.move_to(moment - timedelta(seconds=10))
+    deployment.clock.move_to(moment - timedelta(seconds=6))
     deployment.start("daemon")
 
 

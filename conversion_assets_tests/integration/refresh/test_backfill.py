@@ -422,13 +422,15 @@ def test_an_error_in_between_is_told_and_the_next_attempt_goes_on(
     assert found == expected
 
 
-def test_the_size_of_pages_changes_nothing(world):
-    engine, store = world
+def test_the_size_of_pages_changes_nothing(engine, tmp_path):
+    world = engine, FeatureStore(tmp_path / "store")
+    import_agency(engine, generate_half_complete(30), tmp_path / "quarantine")
+    assert count(engine, "1 = 1") > 3 * 37
     results = set()
     for page in (1, 37, 100_000):
         tools = replace(tools_of(world), page_activities=page)
         backfill_client(tools, client_id=CLIENT, stages=[CONTENT], run_id="r", as_of=AS_OF)
-        results.add(describe_result(engine, store)["activities"])
+        results.add(describe_result(*world)["activities"])
         with write_transaction(engine) as connection:
             connection.execute(text("UPDATE activities SET content_snapshot = NULL"))
     assert len(results) == 1
