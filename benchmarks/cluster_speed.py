@@ -24,7 +24,7 @@ from conversion_assets.compute.engine import ComputeEngine, LocalEngine
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.forecasts import FORECASTS
 from conversion_assets.refresh.surveys import Findings, survey_shards
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets_tests.clusters import Cluster
 
 

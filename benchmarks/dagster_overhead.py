@@ -176,7 +176,7 @@ def work_alone() -> dict[str, float]:
     from conversion_assets.refresh.health import check_health  # noqa: PLC0415
     from conversion_assets.refresh.patterns import refresh_patterns  # noqa: PLC0415
     from conversion_assets.settings import load_settings  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.storage.database import create_database_engine  # noqa: PLC0415
     from conversion_assets.storage.sources import open_snapshot  # noqa: PLC0415
 

@@ -30,11 +30,8 @@ CONTENDERS = ("floor", "ours", "pandas", "duckdb")
 def make_store(folder: Path, clients: int, leads: int) -> int:
     """Write a columnar store of generated clients; returns the number of touches."""
     from conversion_assets.features.build import FEATURE_VERSION, build_features  # noqa: PLC0415
-    from conversion_assets.storage.columnar import (  # noqa: PLC0415
-        BUCKETS,
-        FeatureStore,
-        bucket_of,
-    )
+    from conversion_assets.storage.columnar.manifest import BUCKETS, bucket_of  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.synthetic.config import SyntheticConfig  # noqa: PLC0415
     from conversion_assets.synthetic.generator import generate_agency  # noqa: PLC0415
 
@@ -79,7 +76,7 @@ def _learn(store: Path) -> int:
     from conversion_assets.domain.forecasts import FORECASTS  # noqa: PLC0415
     from conversion_assets.learning import conclude  # noqa: PLC0415
     from conversion_assets.refresh.surveys import survey_shards  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     features = FeatureStore(store)
     ids = list(features.load_manifest().clients)

@@ -142,7 +142,7 @@ def measure_bytes(clients: int = 20, leads: int = 1000) -> dict[str, float]:
     from conversion_assets.domain.terms import PatternType  # noqa: PLC0415
     from conversion_assets.refresh.features import refresh_features  # noqa: PLC0415
     from conversion_assets.refresh.patterns import refresh_patterns  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.storage.database import create_database_engine  # noqa: PLC0415
     from conversion_assets_tests.databases import (  # noqa: PLC0415
         PostgresDatabases,

@@ -60,7 +60,7 @@ def make_sample(folder: Path, leads: int = 1000) -> str:
     """A SQLite home in which some different clients were learned; returns its URL."""
     from conversion_assets.refresh.features import refresh_features  # noqa: PLC0415
     from conversion_assets.refresh.patterns import refresh_patterns  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.storage.importer import import_frames  # noqa: PLC0415
 
     url = f"sqlite:///{folder}/sample.db"

@@ -370,7 +370,7 @@ def _measure(contender: str, url: str, store: Path) -> dict[str, Any]:
     import adbc_driver_postgresql.dbapi  # noqa: F401, PLC0415 - imports are not timed
 
     from conversion_assets.refresh.features import refresh_features  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.storage.database import create_database_engine  # noqa: PLC0415
 
     engine = create_database_engine(url)

@@ -45,7 +45,7 @@ def run(clients: int = 50, leads: int = 1000) -> dict[str, Any]:
 
 def _make(home: Path, clients: int, leads: int) -> int:
     from conversion_assets.refresh.features import refresh_features  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.storage.database import create_database_engine  # noqa: PLC0415
     from conversion_assets.synthetic.config import SyntheticConfig  # noqa: PLC0415
     from conversion_assets_tests.homes import make_home  # noqa: PLC0415

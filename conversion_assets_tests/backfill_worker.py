@@ -7,7 +7,7 @@ from functools import partial
 from conversion_assets.domain.backfills import BackfillStage
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.refresh.backfill import BackfillTools, backfill_client
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets_tests.backfilling import CLIENT
 from conversion_assets_tests.homes import AS_OF

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 from sqlalchemy import Engine, text
 
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.importer import import_frames
 from conversion_assets.synthetic.config import SyntheticConfig

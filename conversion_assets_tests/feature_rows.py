@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from conversion_assets.storage.columnar import FeatureStore, Manifest, Table, bucket_of
+from conversion_assets.storage.columnar.manifest import Manifest, Table, bucket_of
+from conversion_assets.storage.columnar.store import FeatureStore
 
 
 def leads_of(client_id: str, count: int, value: int = 0) -> pl.DataFrame:

@@ -123,7 +123,7 @@ def _plan(
     as_json: bool,
 ) -> int:
     from conversion_assets.refresh.backfill import BackfillTools, plan_backfill  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     with progress_bar("looking") as advance:
         tools = BackfillTools(

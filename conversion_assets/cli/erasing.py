@@ -64,7 +64,7 @@ def erase_command(
         finish_unfinished,
         plan_erasure,
     )
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
     from conversion_assets.storage.erasures import Erasure  # noqa: PLC0415
 
     store = FeatureStore(settings.store_url.get_secret_value())

@@ -48,7 +48,7 @@ def evaluate_command(
     settings = open_settings()
     engine = open_database(settings)
     from conversion_assets.refresh.evaluation import evaluate_clients  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     with progress_bar("replaying") as update:
         found = evaluate_clients(
@@ -172,7 +172,7 @@ def diff_command(client_id: str, start: str, end: str, as_json: bool) -> int:
     settings = open_settings()
     engine = open_database(settings)
     from conversion_assets.refresh.evaluation import explain_client  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     with spinner("computing again"):
         found = explain_client(

@@ -103,7 +103,7 @@ def _choose(engine: "Engine", client_ids: Sequence[str]) -> list[str]:
 
 def _keep_stale(settings: Settings, engine: "Engine", chosen: Sequence[str]) -> list[str]:
     from conversion_assets.refresh.changes import find_stale_clients  # noqa: PLC0415 - polars
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     store = FeatureStore(settings.store_url.get_secret_value())
     stale = set(find_stale_clients(engine, store))

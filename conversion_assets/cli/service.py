@@ -123,7 +123,7 @@ def _reach_database(settings: Settings) -> str:
 
 
 def _reach_store(settings: Settings) -> str:
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     store = FeatureStore(settings.store_url.get_secret_value())
     manifest = store.load_manifest()

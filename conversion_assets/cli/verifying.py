@@ -36,7 +36,7 @@ def verify_command(client_ids: tuple[str, ...], deep: bool, as_json: bool) -> in
     settings = open_settings()
     engine = open_database(settings)
     from conversion_assets.refresh.verify import verify  # noqa: PLC0415 - polars
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     with spinner("verifying"):
         recorded, partitions = _read_dagster(settings)
@@ -114,7 +114,7 @@ def rebuild_command(what: str, client_ids: tuple[str, ...], as_json: bool) -> No
         rebuild_history,
     )
     from conversion_assets.resources.compute import make_loader  # noqa: PLC0415
-    from conversion_assets.storage.columnar import FeatureStore  # noqa: PLC0415
+    from conversion_assets.storage.columnar.store import FeatureStore  # noqa: PLC0415
 
     with hold_home(settings.home), progress_bar("rebuilding") as advance:
         if what == "features":

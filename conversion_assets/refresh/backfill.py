@@ -34,7 +34,7 @@ from conversion_assets.refresh.patterns import (
 from conversion_assets.refresh.scoring import count_unscored, score_leads
 from conversion_assets.scoring.lead_score import SCORE_VERSION
 from conversion_assets.storage.backfills import LEASE, BackfillLedger, BackfillRequest, Lease
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import reported_connection_errors, write_transaction
 from conversion_assets.storage.snapshots import (
     PAGE_ACTIVITIES,

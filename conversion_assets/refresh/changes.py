@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from conversion_assets.features import FEATURE_VERSION
 from conversion_assets.learning import CODE_VERSION
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import reported_connection_errors
 from conversion_assets.storage.patterns import PatternRepository
 from conversion_assets.storage.sources import Watermark, open_snapshot

@@ -18,7 +18,8 @@ from sqlalchemy import Engine
 
 from conversion_assets.domain.errors import ConflictError, NotFoundError
 from conversion_assets.storage import erasures, quarantine, reconciliation, traces
-from conversion_assets.storage.columnar import TABLES, FeatureStore
+from conversion_assets.storage.columnar.manifest import TABLES
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.erasures import Erasure
 from conversion_assets.storage.traces import Identity, Searched
 

@@ -19,7 +19,7 @@ from conversion_assets.learning import CODE_VERSION, Detection, detect_patterns,
 from conversion_assets.refresh.forward import look_back
 from conversion_assets.refresh.patterns import read_pool
 from conversion_assets.refresh.surveys import RECENT_DAYS
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.forecasts import read_forecasts
 from conversion_assets.storage.patterns import PatternRepository
 

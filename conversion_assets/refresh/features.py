@@ -27,15 +27,9 @@ from conversion_assets.features import Features, build_features, feature_version
 from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NOTE_SCHEMA
 from conversion_assets.features.leads import LEAD_FEATURES
 from conversion_assets.features.touches import touch_schema
-from conversion_assets.storage.columnar import (
-    TABLES,
-    FeatureStore,
-    FeatureWriter,
-    Manifest,
-    Table,
-    WrittenBuckets,
-    bucket_of,
-)
+from conversion_assets.storage.columnar.manifest import TABLES, Manifest, Table, bucket_of
+from conversion_assets.storage.columnar.store import FeatureStore
+from conversion_assets.storage.columnar.writer import FeatureWriter, WrittenBuckets
 from conversion_assets.storage.fingerprints import sum_tables
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot
 

@@ -23,7 +23,7 @@ from conversion_assets.domain.errors import InputError
 from conversion_assets.features.frames import CLIENT_COLUMNS
 from conversion_assets.refresh.features import Loaded, load_buckets
 from conversion_assets.refresh.surveys import locate_store
-from conversion_assets.storage.columnar import FeatureStore, FeatureWriter
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.sources import open_snapshot
 
 Connect = Callable[[], Engine]
@@ -76,7 +76,7 @@ class LoadJob:
                     )
                 return load_buckets(
                     snapshot,
-                    FeatureWriter.detached(self.store),
+                    self.store.detached_writer(),
                     self.clients,
                     self.buckets,
                     self.vocabulary,

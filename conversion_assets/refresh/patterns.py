@@ -23,7 +23,7 @@ from conversion_assets.learning import (
 )
 from conversion_assets.refresh.forward import add_record, list_changes, read_record
 from conversion_assets.refresh.surveys import ROWS_PER_SHARD, Findings, survey_shards
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.forecasts import ForecastChanges
 from conversion_assets.storage.patterns import (
     ClientResults,

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from sqlalchemy import Engine
 
 from conversion_assets.refresh.features import Loader, Progress, RefreshReport, refresh_features
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.reconciliation import HistoryRepair, repair_history
 
 

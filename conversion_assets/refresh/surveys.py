@@ -19,7 +19,8 @@ from conversion_assets.domain.facts import Drift
 from conversion_assets.domain.shards import plan_shards
 from conversion_assets.evaluation.drift import find_drift
 from conversion_assets.refresh.forward import grade_due
-from conversion_assets.storage.columnar import FeatureStore, Manifest, bucket_of
+from conversion_assets.storage.columnar.manifest import Manifest, bucket_of
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.survey import Survey, isolate_failures, survey_rows
 
 UNUSED = ("activity_id", "lead_created_at", "previous_channel", "adds_channel", "sequence_id")

@@ -30,16 +30,16 @@ from conversion_assets.refresh.features import LEADS_PER_READ, feature_schemas
 from conversion_assets.refresh.forward import ForwardState, add_record
 from conversion_assets.refresh.patterns import content_hash_of, read_pool
 from conversion_assets.storage import quarantine, reconciliation
-from conversion_assets.storage.columnar import (
+from conversion_assets.storage.columnar.manifest import (
     FEATURE_TABLES,
     TABLES,
-    FeatureStore,
     Manifest,
     Table,
     bucket_of,
-    compute_fingerprints,
     is_of_segment,
 )
+from conversion_assets.storage.columnar.rows import compute_fingerprints
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.erasures import hash_id, match_erased, read_erasures
 from conversion_assets.storage.forecasts import read_forecasts
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot

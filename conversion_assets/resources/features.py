@@ -7,7 +7,8 @@ from sqlalchemy import Engine
 
 from conversion_assets.refresh.features import Loader, RefreshReport, refresh_features
 from conversion_assets.resources.settings import SettingsResource
-from conversion_assets.storage.columnar import FeatureStore, Manifest
+from conversion_assets.storage.columnar.manifest import Manifest
+from conversion_assets.storage.columnar.store import FeatureStore
 
 
 class FeatureStoreResource(ConfigurableResource[FeatureStore]):

@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 from sqlalchemy import Connection, Engine, inspect, text
 
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import reported_connection_errors
 from conversion_assets.storage.erasures import Erasure
 

@@ -5,7 +5,7 @@ import pytest
 from benchmarks import refresh_speed
 from benchmarks.contenders import floor, frames, rows, sql
 from conversion_assets.refresh.features import refresh_features
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets_tests.homes import AS_OF, make_home

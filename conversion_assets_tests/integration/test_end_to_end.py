@@ -13,7 +13,7 @@ from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import OutcomeKind, PatternType
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.patterns import refresh_patterns
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.importer import import_files, import_frames
 from conversion_assets.storage.mapping import import_mapping

@@ -15,7 +15,7 @@ from conversion_assets.cli.launching import launch_learning
 from conversion_assets.cli.shell import run
 from conversion_assets.refresh.verify import Difference, list_mends
 from conversion_assets.settings import load_settings
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.importer import import_frames
 from conversion_assets_tests.homes import CLIENTS, SMALL, copy_home, make_home

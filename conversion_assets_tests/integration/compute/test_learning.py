@@ -15,7 +15,7 @@ from conversion_assets.domain.terms import OutcomeKind, PatternType
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.patterns import refresh_patterns
 from conversion_assets.refresh.surveys import survey_shards
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets_tests.clusters import BLAMES_AT_ONCE, Cluster

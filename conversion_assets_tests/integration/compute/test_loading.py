@@ -10,7 +10,7 @@ from conversion_assets.compute.cluster import DaskEngine, Patience
 from conversion_assets.domain.errors import InputError, NotFoundError, UnreachableError
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.loading import ClusterLoader
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets_tests.clusters import BLAMES_AT_ONCE, Cluster

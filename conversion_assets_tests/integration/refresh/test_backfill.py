@@ -25,7 +25,7 @@ from conversion_assets.refresh.patterns import refresh_patterns
 from conversion_assets.refresh.scoring import score_leads
 from conversion_assets.storage import tables
 from conversion_assets.storage.backfills import LEASE, BackfillLedger, BackfillRequest
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine, write_transaction
 from conversion_assets_tests.backfilling import (
     CLIENT,

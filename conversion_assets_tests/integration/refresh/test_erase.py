@@ -31,7 +31,8 @@ from conversion_assets.refresh.patterns import refresh_patterns
 from conversion_assets.refresh.rebuild import rebuild_features
 from conversion_assets.refresh.verify import verify
 from conversion_assets.storage import erasures, quarantine, tables, traces
-from conversion_assets.storage.columnar import FeatureStore, bucket_of
+from conversion_assets.storage.columnar.manifest import bucket_of
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.erasures import Erasure, hash_id, match_erased, read_erasures
 from conversion_assets.storage.importer import import_frames
@@ -392,7 +393,7 @@ def test_s3_forgets_every_version(sqlite_url, agency, tmp_path, s3_endpoint):
         return {one.check for one in found} - {"active_clients_are_learned"}
 
     assert differences() == set()
-    home[1]._backend.delete([home[1].load_manifest().files["touch_features"][0].path])
+    home[1]._files.delete([home[1].load_manifest().files["touch_features"][0].path])
     assert differences() == {"files_are_whole"}
     rebuild_features(engine, home[1])
     assert differences() == set()

@@ -20,8 +20,9 @@ from conversion_assets.domain.errors import SuspiciousReadError
 from conversion_assets.features import build_features
 from conversion_assets.refresh import features as feature_refresh
 from conversion_assets.refresh.features import refresh_features
-from conversion_assets.storage import columnar, tables
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage import tables
+from conversion_assets.storage.columnar import writer as writing
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.sources import open_snapshot
 from conversion_assets_tests.unit.features.reference import utc
@@ -172,8 +173,8 @@ def test_incremental_equals_full_whatever_happened(
     ):
         # Small changes beside the buckets, buckets whole, and segments that pile up.
         patch.setattr(feature_refresh, "WHOLE_SHARE", whole_share)
-        patch.setattr(columnar, "MEAN_SEGMENTS", most_segments)
-        patch.setattr(columnar, "MOST_SEGMENTS", most_segments)
+        patch.setattr(writing, "MEAN_SEGMENTS", most_segments)
+        patch.setattr(writing, "MOST_SEGMENTS", most_segments)
         set_up(engine)
         refresh_features(engine, store)
         for step in story:
@@ -271,7 +272,7 @@ def test_a_story_by_leads_and_by_buckets(
         refresh_features(engine, store)
         manifest = store.load_manifest()
         counts = [b for segment in manifest.segments for b in segment.buckets]
-        assert max(map(counts.count, counts), default=0) <= columnar.MOST_SEGMENTS + 1
+        assert max(map(counts.count, counts), default=0) <= writing.MOST_SEGMENTS + 1
         if number < 3:
             kept = names == [f.path for f in manifest.files["touch_features"]]
             assert kept == (whole_share > 0)

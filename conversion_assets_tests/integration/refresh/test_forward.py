@@ -14,7 +14,7 @@ from conversion_assets.refresh import forward
 from conversion_assets.refresh.evaluation import evaluate_clients, explain_client
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.patterns import refresh_patterns
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.forecasts import read_forecasts
 from conversion_assets.storage.importer import import_frames
 from conversion_assets.storage.patterns import PatternRepository, canonical_json

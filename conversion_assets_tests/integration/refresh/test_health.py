@@ -14,7 +14,7 @@ from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.health import check_health
 from conversion_assets.refresh.patterns import refresh_patterns
 from conversion_assets.storage import tables
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine, write_transaction
 from conversion_assets.storage.importer import import_frames
 from conversion_assets.storage.outbox import Outbox

@@ -17,7 +17,7 @@ from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.scoring import count_unscored, score_leads
 from conversion_assets.scoring.lead_score import SCORE_COLUMNS
 from conversion_assets.storage import tables
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine, write_transaction
 from conversion_assets.storage.importer import import_files
 from conversion_assets.storage.sources import open_snapshot, source_version
@@ -278,7 +278,7 @@ KILLED = """
 import os, signal, sys
 from datetime import datetime
 from conversion_assets.refresh.scoring import score_leads
-from conversion_assets.storage.columnar import FeatureStore
+from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 def progress(done, total):
     if done >= int(sys.argv[2]):

@@ -24,8 +24,10 @@ from conversion_assets.domain.errors import (
     NotFoundError,
     SuspiciousReadError,
 )
-from conversion_assets.storage import columnar
-from conversion_assets.storage.columnar import FeatureStore, bucket_of, compute_fingerprints
+from conversion_assets.storage.columnar.manifest import bucket_of
+from conversion_assets.storage.columnar.rows import compute_fingerprints
+from conversion_assets.storage.columnar.store import FeatureStore
+from conversion_assets.storage.columnar.writer import ORPHAN_SECONDS
 from conversion_assets.storage.fingerprints import sum_tables
 from conversion_assets_tests.feature_rows import leads_of, rows_of, touches_of
 from conversion_assets_tests.feature_rows import write_rows as write
@@ -130,7 +132,7 @@ def test_of_two_writers_one_wins(store: FeatureStore) -> None:
 
 def test_a_writer_that_does_not_commit_leaves_no_trace(store: FeatureStore) -> None:
     write(store, {"a": 10})
-    before = set(path for path, _ in store._backend.listed())
+    before = set(path for path, _ in store._files.listed())
 
     def fail() -> None:
         with store.write() as writer:
@@ -141,7 +143,7 @@ def test_a_writer_that_does_not_commit_leaves_no_trace(store: FeatureStore) -> N
         fail()
     with store.write() as writer:
         writer.replace_clients(bucket_of("a"), ["a"], rows_of("a", 8))
-    assert set(path for path, _ in store._backend.listed()) == before
+    assert set(path for path, _ in store._files.listed()) == before
     assert store.read("lead_features").height == 10
 
 
@@ -152,7 +154,7 @@ def test_orphans_are_collected_and_files_in_use_are_not(tmp_path: Path) -> None:
     young = tmp_path / "lead_features" / "b00-young.parquet"
     for path in (orphan, young):
         path.write_bytes(b"x")
-    old = time.time() - columnar.ORPHAN_SECONDS - 1
+    old = time.time() - ORPHAN_SECONDS - 1
     for path in (orphan, *tmp_path.glob("*/*.parquet")):
         if path != young:
             os.utime(path, (old, old))
@@ -169,7 +171,7 @@ def test_orphans_are_collected_and_files_in_use_are_not(tmp_path: Path) -> None:
 def test_damage_is_named(store: FeatureStore) -> None:
     manifest = write(store, {"a": 10})
     path = manifest.files["lead_features"][0].path
-    store._backend.delete([path])
+    store._files.delete([path])
     with pytest.raises(InputError, match="lead_features cannot be read"):
         store.read("lead_features")
     with pytest.raises(InputError, match="missing or damaged"):
@@ -353,7 +355,7 @@ def test_damage_of_a_segment_is_named(store: FeatureStore) -> None:
     replace(store, "a", [0], 100)
     manifest = store.load_manifest()
     path = manifest.segments[0].keys[0].path
-    store._backend.delete([path])
+    store._files.delete([path])
     assert store.find_damaged(manifest) == {path: "missing"}
     with pytest.raises(InputError, match="cannot be read"):
         store.read("lead_features")
@@ -404,7 +406,7 @@ def test_segments_and_buckets_come_to_the_same(story: list[tuple[str, list[int],
 WRITER = textwrap.dedent(
     """
     import sys
-    from conversion_assets.storage.columnar import FeatureStore
+    from conversion_assets.storage.columnar.store import FeatureStore
     from conversion_assets_tests.feature_rows import write_rows as write
 
     store = FeatureStore(sys.argv[1])
