@@ -31,6 +31,7 @@ def draw(generator: np.random.Generator, leads: int, rows: int) -> pl.DataFrame:
             "dimension": "d",
             "value": value.astype(str),
             "n": of_leads * rows,
+            "settled": of_leads * rows,
             "k": generator.binomial(of_leads * rows, RATE),
             "own_squares": of_leads * rows**2,
             "products": of_leads * rows**2,

@@ -303,13 +303,11 @@ def _find_gates(
     gates = [_word_gate(n, k, config) for n, k in population.summary.select("n", "k").iter_rows()]
     found: list[dict[PatternType, str | None]] = [dict.fromkeys(PatternType, g) for g in gates]
     least = config.minimum_conversions
+    # Narrowed first: a filter copies every column it is given.
+    needed = {name for rule, _ in TOUCH_TYPES.values() for name in rule.meta.root_names()}
+    outcomes = population.touches.select("client", "is_outcome", *needed).filter("is_outcome")
     for kind, (counts_in, words) in TOUCH_TYPES.items():
-        counted = dict(
-            population.touches.filter(counts_in & pl.col("is_outcome"))
-            .group_by("client")
-            .len()
-            .iter_rows()
-        )
+        counted = dict(outcomes.filter(counts_in).group_by("client").len().iter_rows())
         for client, gate in enumerate(found):
             if gate[kind] is None and counted.get(client, 0) < least:
                 gate[kind] = (

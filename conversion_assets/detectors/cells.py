@@ -258,6 +258,22 @@ def _label(
     return labels, rank.to_numpy()
 
 
+def label_rows(
+    population: Population, dimension: Dimension
+) -> tuple[Ints | slice, Ints, pl.Series]:
+    """Value of each row that counts in a dimension of one value a row.
+
+    Returns:
+        Places of the rows that count; the place of each one's label among the labels, -1 for none;
+        the labels, ascending.
+    """
+    places = choose_rows(population, dimension)
+    coded = _encode_parts(population, dimension)
+    distinct, key = find_distinct(*_combine_parts(coded, places))
+    labels, label_of = _label(dimension, coded, distinct)
+    return places, label_of[key], labels
+
+
 def find_members(
     population: Population, dimension: Dimension, wanted: pl.DataFrame
 ) -> tuple[Ints, Ints]:
@@ -272,9 +288,9 @@ def find_members(
         Place of the cell in `wanted` and of the row in its frame; a row of several flags is listed
         with each of them.
     """
-    places = choose_rows(population, dimension)
     owner = population.clients(dimension.rows)
     if dimension.value is None:
+        places = choose_rows(population, dimension)
         labels = pl.Series(sorted(dimension.flags), dtype=pl.String)
         candidates: list[tuple[int | Ints, Ints]] = [
             (code, _places_of(places, population.is_true(dimension.rows, dimension.flags[name])))
@@ -282,11 +298,8 @@ def find_members(
             if name in set(wanted["value"])
         ]
     else:
-        coded = _encode_parts(population, dimension)
-        key, keys = _combine_parts(coded, places)
-        distinct, label = find_distinct(key, keys)
-        labels, label_of = _label(dimension, coded, distinct)
-        candidates = [(label_of[label], _places_of(places, np.ones(owner.size, np.bool_)))]
+        places, label, labels = label_rows(population, dimension)
+        candidates = [(label, _places_of(places, np.ones(owner.size, np.bool_)))]
     rank = wanted["value"].replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
     cell_of = np.full((len(population.client_ids), len(labels) + 1), -1, dtype=np.int64)
     cell_of[wanted["client"].to_numpy(), rank.to_numpy()] = np.arange(wanted.height)

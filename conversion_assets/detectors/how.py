@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from conversion_assets.detectors.cells import Dimension, count_cells, summarize_cells
 from conversion_assets.detectors.documents import EstimateTable, Header, find_best
@@ -23,9 +24,8 @@ from conversion_assets.stats.markov import (
     compute_removal_effects,
     count_transitions,
 )
-from conversion_assets.stats.multiplicity import compute_mid_p, find_testable
+from conversion_assets.stats.multiplicity import compute_upper_mid_p, find_testable
 
-LATER_HALF = pl.col("is_later_half")
 CHECKED = ("channel", "touch_stratum", "source", "month")
 
 SEQUENCES = "winning_sequences"
@@ -71,9 +71,10 @@ def discover_sequences(population: Population) -> Population:
     Source:
         Webb 2007: patterns mined from data are tested on other data.
     """
-    earlier, later = (_test_half(population, half) for half in (~LATER_HALF, LATER_HALF))
-    halves = earlier.join(later, on=["client", "value"], suffix="_later")
-    marks = halves.filter("is_testable", "is_testable_later").select(
+    explored = Dimension(PatternType.HOW, "explored", "sequences", value=pl.col("prefix"))
+    counts = count_cells(population, explored, ["is_later_half", "length"])
+    earlier, later = (_test_half(counts.filter(is_later_half=half)) for half in (False, True))
+    marks = earlier.join(later, on=["client", "value"], suffix="_later").select(
         "client",
         prefix="value",
         is_candidate=pl.lit(True),
@@ -85,21 +86,17 @@ def discover_sequences(population: Population) -> Population:
     return replace(population, sequences=marked)
 
 
-def _test_half(population: Population, half: pl.Expr) -> pl.DataFrame:
-    """Upper mid-p-value of every prefix in one half of the leads: client, value, p, is_testable."""
-    explored = Dimension(
-        PatternType.HOW, "explored", "sequences", value=pl.col("prefix"), counts_in=half
-    )
-    cells = summarize_cells(count_cells(population, explored, ["length"]))
-    k, *moments = (
-        cells[c].to_numpy().astype(np.float64) for c in ("k", "expected", "variance", "third")
-    )
-    return cells.select(
-        "client",
-        "value",
-        p=pl.Series(compute_mid_p(k, *moments)[0], dtype=pl.Float64),
-        is_testable=pl.Series(find_testable(*moments), dtype=pl.Boolean),
-    )
+def _test_half(counts: pl.DataFrame) -> pl.DataFrame:
+    """Upper mid-p-value of the prefixes of one half that are worth a test: client, value, p."""
+    cells = summarize_cells(counts)
+    is_testable = find_testable(*_numbers(cells, "expected", "variance", "third"))
+    tested = cells.filter(pl.Series(is_testable, dtype=pl.Boolean))
+    p = compute_upper_mid_p(*_numbers(tested, "k", "expected", "variance", "third"))
+    return tested.select("client", "value", p=pl.Series(p, dtype=pl.Float64))
+
+
+def _numbers(cells: pl.DataFrame, *names: str) -> list[NDArray[np.float64]]:
+    return [cells[name].to_numpy().astype(np.float64) for name in names]
 
 
 def find_confirmed(population: Population, cells: pl.DataFrame) -> pl.Series:
@@ -181,7 +178,8 @@ def _describe_client(counts: Any, effects: Any, names: list[str]) -> dict[str, A
 def describe_booking_channels(population: Population) -> list[dict[str, Any] | None]:
     """Share of converting touches by channel, in client order; None without any."""
     counted = (
-        population.touches.filter("is_outcome")
+        population.touches.select("client", "channel", "is_outcome")
+        .filter("is_outcome")
         .group_by("client", "channel")
         .agg(k=pl.len().cast(pl.Int64))
         .with_columns(share=pl.col("k") / pl.col("k").sum().over("client"))

@@ -150,6 +150,7 @@ def select_population(
     config: LearningConfig,
     *,
     window: tuple[datetime, datetime] | None = None,
+    keeps_young: bool = False,
 ) -> Population:
     """Cut feature frames down to what was known and settled at `as_of`.
 
@@ -162,6 +163,9 @@ def select_population(
         window: Count only leads created and touches made in (start, end]. Outcomes and maturity
             stay those known at `as_of`, learned from the whole window of `config`: a few weeks
             hold too few conversions to learn them from. Not given: (as_of - window_days, as_of].
+        keeps_young: Keep leads and touches that are too young for their outcome to be known, for
+            questions that do not depend on it; `is_settled` says which are not. The summary
+            counts them too, and there are no sequences.
 
     Returns:
         The population; frames are sorted by client and a key of their own. Clients are in the
@@ -190,16 +194,20 @@ def select_population(
         (pl.col("created_at") > counted_from) & (pl.col("created_at") <= counted_to)
     ).join(lead_maturity, on="client", how="left")
     is_mature = pl.col("age_days") >= pl.col("maturity_days").fill_null(0.0)
-    mature = _add_first_channel(joined.filter(is_mature), known_touches)
+    chosen = joined.with_columns(is_settled=is_mature) if keeps_young else joined.filter(is_mature)
+    kept = _add_first_channel(chosen, known_touches)
     at_risk, touch_notes = _select_touches(
         known_touches,
         (pl.col("occurred_at") > counted_from) & (pl.col("occurred_at") <= counted_to),
         touch_maturity,
         as_of,
+        keeps_young=keeps_young,
     )
+    # Of no leads there are no sequences.
+    of_sequences = kept.clear() if keeps_young else kept
     summary = (
         index.join(
-            mature.group_by("client").agg(
+            kept.group_by("client").agg(
                 n=pl.len().cast(pl.Int64), k=pl.col("is_converted").sum().cast(pl.Int64)
             ),
             on="client",
@@ -223,9 +231,9 @@ def select_population(
     return Population(
         client_ids=ids,
         as_of=as_of,
-        leads=mature,
+        leads=kept,
         touches=at_risk,
-        sequences=_build_sequences(mature, known_touches),
+        sequences=_build_sequences(of_sequences, known_touches),
         followed=joined.select(
             "client",
             "lead_id",
@@ -354,7 +362,12 @@ def _add_first_channel(leads: pl.DataFrame, touches: pl.DataFrame) -> pl.DataFra
 
 
 def _select_touches(
-    touches: pl.DataFrame, is_in_window: pl.Expr, maturity: pl.DataFrame, as_of: datetime
+    touches: pl.DataFrame,
+    is_in_window: pl.Expr,
+    maturity: pl.DataFrame,
+    as_of: datetime,
+    *,
+    keeps_young: bool,
 ) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
     """Touches of the window that are at risk and settled, and notes on those left out."""
     age = _days(pl.lit(as_of) - pl.col("occurred_at"))
@@ -397,8 +410,10 @@ def _select_touches(
     ]
     in_window = judged.filter("is_in_window")
     notes = [_count_note(in_window, noted, kind, reason) for noted, kind, reason in kinds]
-    kept = judged.select(kept=pl.col("is_in_window") & ~is_over & pl.col("is_settled"))["kept"]
-    return touches.with_columns(judged["touch_maturity_days"]).filter(kept), notes
+    is_old_enough = pl.lit(value=True) if keeps_young else pl.col("is_settled")
+    kept = judged.select(kept=pl.col("is_in_window") & ~is_over & is_old_enough)["kept"]
+    told = ["touch_maturity_days", *(["is_settled"] if keeps_young else [])]
+    return touches.with_columns(judged[told].get_columns()).filter(kept), notes
 
 
 def _count_note(rows: pl.DataFrame, is_noted: pl.Expr, kind: NoteKind, reason: str) -> pl.DataFrame:

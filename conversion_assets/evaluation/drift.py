@@ -9,17 +9,26 @@ samples. See docs/decisions/drift.md for measured false alarm rates.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy import special
 
-from conversion_assets.detectors.cells import Dimension
+from conversion_assets.detectors.cells import Dimension, choose_rows, label_rows
+from conversion_assets.detectors.codes import Booleans, Ints, combine, find_distinct, split
 from conversion_assets.detectors.dimensions import list_dimensions
-from conversion_assets.detectors.population import Population, select_population
+from conversion_assets.detectors.population import (
+    Population,
+    Rows,
+    find_lead_starts,
+    select_population,
+)
+from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
 
 Floats = NDArray[np.float64]
@@ -35,22 +44,21 @@ LEAST_EXPECTED = 5.0
 ALL = "all"
 """Dimension of the base rates."""
 
-# A value is known at once: for shares no row is too young. The quantile may not be 0.
-_AT_ONCE = 1e-9
-
 GROUP = ("client_id", "pattern_type", "dimension")
 COUNTS: dict[str, pl.DataType] = {
     **dict.fromkeys(GROUP, pl.String()),
     "value": pl.String(),
     "n": pl.Int64(),
+    "settled": pl.Int64(),
     "k": pl.Int64(),
     "own_squares": pl.Int64(),
     "products": pl.Int64(),
     "squares": pl.Int64(),
 }
-"""Rows and conversions of each value, and sums over leads that say how much the rows of one lead
-are alike: of the squared number of its rows with the value, of that number times its number of
-rows, and (the same for all values of a dimension) of its squared number of rows."""
+"""Rows of each value, those old enough for their outcome to be known, conversions among these, and
+sums over leads that say how much the rows of one lead are alike: of the squared number of its rows
+with the value, of that number times its number of rows, and (the same for all values of a
+dimension) of its squared number of rows."""
 
 
 def find_drift(
@@ -81,114 +89,170 @@ def find_drift(
         One row per client, dimension and question, see `compare_shares` and `compare_rates`;
         `question` is shares, rates or base_rate. Sorted by client, question, type, dimension.
     """
-    young = config.model_copy(update={"maturity_quantile": _AT_ONCE})
-    parts = []
-    for question, settings in (("shares", young), ("rates", config)):
-        counts = [
-            count_values(select_population(leads, touches, client_ids, as_of, settings, window=w))
-            for w in (old, new)
-        ]
-        if question == "shares":
-            parts.append(compare_shares(*counts, level=level))
-        else:
-            parts.append(compare_rates(*counts, level=level))
-            parts.append(compare_base_rates(*counts, level=level))
+    # A value is known at once: for shares no row is too young.
+    population = select_population(
+        leads, touches, client_ids, as_of, config, window=(old[0], new[1]), keeps_young=True
+    )
+    counts = count_values(population, (old, new))
+    parts = [
+        compare(*counts, level=level)
+        for compare in (compare_shares, compare_rates, compare_base_rates)
+    ]
     return pl.concat(parts).sort("client_id", "question", "pattern_type", "dimension")
 
 
-def count_values(population: Population) -> pl.DataFrame:
-    """Count every value of every dimension; columns of `COUNTS`.
+def count_values(
+    population: Population, periods: tuple[Window, Window]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Count every value of every dimension in two periods; columns of `COUNTS`.
 
     A flag (a row may carry several) is a dimension of its own with the values true and false.
-    Sequences are left out: a lead stands in them once per length.
+    Sequences are left out: a lead stands in them once per length. Conversions count only within
+    the maturity delay, so that rows of both periods had the same time.
+
+    Args:
+        population: With its young rows.
+        periods: Start (excluded) and end of each, one after the other.
     """
-    names = pl.DataFrame(
-        {"client": range(len(population.client_ids)), "client_id": population.client_ids},
-        schema={"client": pl.Int32, "client_id": pl.String},
-    )
-    equal_time = _number_leads(_equalize(population))
+    rows = {
+        frame: _describe_rows(population, frame, periods)
+        for frame in ("leads", "touches")
+        if population.frame(frame).height
+    }
     parts = [
-        _count(equal_time, plain)
+        partial(_count, population, dimension, rows[dimension.rows])
         for dimension in list_dimensions(population.touches.columns)
-        if dimension.rows != "sequences" and equal_time.frame(dimension.rows).height
-        for plain in _split_flags(dimension)
+        if dimension.rows in rows
     ]
-    if not parts:
-        return pl.DataFrame(schema=COUNTS)
-    counted = pl.concat(pl.collect_all(parts)).join(names, on="client")
-    return counted.select(pl.col(name).cast(kind) for name, kind in COUNTS.items())
+    counted = pl.concat([pl.DataFrame(schema=_COUNTED), *chain(*run_together(parts))])
+    old, new = (counted.filter(period=period).drop("period") for period in (0, 1))
+    return old, new
 
 
-def _equalize(population: Population) -> Population:
-    """Count conversions only within the delay that every mature row had."""
+_COUNTED: dict[str, pl.DataType] = {"period": pl.Int64(), **COUNTS}
+_TIMES = {
+    "leads": ("created_at", "converted_at", "maturity_days"),
+    "touches": ("occurred_at", "lead_converted_at", "touch_maturity_days"),
+}
+"""When a row began, when it converted, and within how many days that counts."""
 
-    def within(start: str, end: str, delay: str) -> pl.Expr:
-        days = (pl.col(end) - pl.col(start)).dt.total_microseconds() / 86_400e6
-        return (days <= pl.col(delay).fill_null(np.inf)).fill_null(value=False)
 
-    lead = within("created_at", "converted_at", "maturity_days")
-    touch = within("occurred_at", "lead_converted_at", "touch_maturity_days")
-    return replace(
-        population,
-        leads=population.leads.with_columns(pl.col("is_converted") & lead),
-        touches=population.touches.with_columns(pl.col("is_outcome") & touch),
+@dataclass(frozen=True)
+class _Rows:
+    """What all dimensions of one frame share; arrays of shape (rows,).
+
+    Attributes:
+        client: Client index.
+        period: 0 or 1; -1 outside both.
+        lead: Number of the row's lead.
+        is_settled: Old enough for its outcome to be known.
+        converted: Settled, and converted within the maturity delay.
+    """
+
+    client: Ints
+    period: Ints
+    lead: Ints
+    is_settled: Booleans
+    converted: Booleans
+
+
+def _describe_rows(population: Population, frame: Rows, periods: tuple[Window, Window]) -> _Rows:
+    start, end, delay = _TIMES[frame]
+    days = (pl.col(end) - pl.col(start)).dt.total_microseconds() / 86_400e6
+    found = population.frame(frame)
+    is_old, is_new, is_settled, is_soon = (
+        column.to_numpy()
+        for column in found.select(
+            is_old=(pl.col(start) > periods[0][0]) & (pl.col(start) <= periods[0][1]),
+            is_new=(pl.col(start) > periods[1][0]) & (pl.col(start) <= periods[1][1]),
+            is_settled="is_settled",
+            is_soon=(days <= pl.col(delay).fill_null(np.inf)).fill_null(value=False),
+        )
+    )
+    starts = np.arange(found.height) if frame == "leads" else find_lead_starts(found)
+    outcome = "is_converted" if frame == "leads" else "is_outcome"
+    return _Rows(
+        client=population.clients(frame),
+        period=np.where(is_old, 0, np.where(is_new, 1, -1)),
+        lead=np.repeat(np.arange(starts.size), np.diff(np.append(starts, found.height))),
+        is_settled=is_settled,
+        converted=population.is_true(frame, outcome) & is_settled & is_soon,
     )
 
 
-def _number_leads(population: Population) -> Population:
-    """Leads as numbers: text keys would take most of the time."""
-    number = pl.struct("client", "lead_id").rle_id().alias("lead")
-    return replace(
-        population,
-        leads=population.leads.sort("client", "lead_id").with_columns(number),
-        touches=population.touches.sort("client", "lead_id").with_columns(number),
-    )
-
-
-def _split_flags(dimension: Dimension) -> list[Dimension]:
+def _count(population: Population, dimension: Dimension, rows: _Rows) -> list[pl.DataFrame]:
+    """Counts of a dimension, or of each of its flags."""
     if dimension.value is not None:
-        return [dimension]
-    return [
-        replace(
-            dimension,
-            name=f"{dimension.name}.{label}",
-            value=pl.when(column).then(pl.lit("true")).otherwise(pl.lit("false")),
-            flags={},
+        named = [(dimension.name, *label_rows(population, dimension))]
+    else:
+        places = choose_rows(population, dimension)
+        named = [
+            (
+                f"{dimension.name}.{label}",
+                places,
+                population.is_true(dimension.rows, column)[places].astype(np.int64),
+                pl.Series(["false", "true"]),
+            )
+            for label, column in dimension.flags.items()
+        ]
+    ids = pl.Series(population.client_ids, dtype=pl.String)
+    parts = []
+    for name, places, label, labels in named:
+        client, period, value, sums = _count_labels(rows, places, label, len(labels))
+        parts.append(
+            pl.DataFrame(
+                {
+                    "period": period,
+                    "client_id": ids.gather(client),
+                    "pattern_type": [dimension.pattern.value] * client.size,
+                    "dimension": [name] * client.size,
+                    "value": labels.gather(value),
+                    **sums,
+                },
+                schema=_COUNTED,
+            )
         )
-        for label, column in dimension.flags.items()
-    ]
+    return parts
 
 
-def _count(population: Population, dimension: Dimension) -> pl.LazyFrame:
-    by_lead = (
-        population.frame(dimension.rows)
-        .lazy()
-        .filter(dimension.counts_in)
-        .select("client", "lead", value=dimension.value, outcome=dimension.outcome)
-        .drop_nulls("value")
-        .group_by("lead", "value")
-        .agg(
-            pl.col("client").first(),
-            m=pl.len().cast(pl.Int64),
-            k=pl.col("outcome").sum().cast(pl.Int64),
-        )
+def _count_labels(
+    rows: _Rows, places: Ints | slice, label: Ints, labels: int
+) -> tuple[Ints, Ints, Ints, dict[str, Ints]]:
+    """Client, period, label and sums of each cell that occurs."""
+    is_counted = (rows.period[places] >= 0) & (label >= 0)
+    label = label[is_counted]
+    client, period, lead, is_settled, converted = (
+        column[places][is_counted]
+        for column in (rows.client, rows.period, rows.lead, rows.is_settled, rows.converted)
     )
-    of_lead = by_lead.group_by("lead").agg(pl.col("client").first(), total=pl.col("m").sum())
-    squares = of_lead.group_by("client").agg(squares=(pl.col("total") ** 2).sum())
-    return (
-        by_lead.join(of_lead.select("lead", "total"), on="lead")
-        .group_by("client", "value")
-        .agg(
-            n=pl.col("m").sum(),
-            k=pl.col("k").sum(),
-            own_squares=(pl.col("m") ** 2).sum(),
-            products=(pl.col("m") * pl.col("total")).sum(),
-        )
-        .join(squares, on="client")
-        .with_columns(
-            pattern_type=pl.lit(dimension.pattern.value), dimension=pl.lit(dimension.name)
-        )
-    )
+    clients = int(client.max(initial=-1)) + 1
+    # A lead's rows of the other period are another lead's: the samples share none.
+    occurring, lead = find_distinct(lead * 2 + period, 2 * int(lead.max(initial=-1)) + 2)
+    number, size = combine([(client, clients), (period, 2), (label, labels)])
+    cells, cell = find_distinct(number, size)
+    # Rows of a lead with one value: all of them for a frame of leads.
+    pairs, pair = find_distinct(*combine([(lead, occurring.size), (cell, cells.size)]))
+    of_lead, of_cell = split(pairs, [occurring.size, cells.size])
+    m = np.bincount(pair, minlength=pairs.size)
+    total = np.bincount(lead, minlength=occurring.size)
+    client, period, label = split(cells, [clients, 2, labels])
+    group = client * 2 + period
+    group_of_lead = np.zeros(occurring.size, dtype=np.int64)
+    group_of_lead[of_lead] = group[of_cell]
+
+    def add_up(numbers: Ints, into: Ints, count: int) -> Ints:
+        # Exact: the sums stay far below 2**53.
+        return np.bincount(into, numbers, count).astype(np.int64)
+
+    sums = {
+        "n": np.bincount(cell, minlength=cells.size),
+        "settled": np.bincount(cell[is_settled], minlength=cells.size),
+        "k": np.bincount(cell[converted], minlength=cells.size),
+        "own_squares": add_up(m * m, of_cell, cells.size),
+        "products": add_up(m * total[of_lead], of_cell, cells.size),
+        "squares": add_up(total * total, group_of_lead, 2 * clients)[group],
+    }
+    return client, period, label, sums
 
 
 def compare_shares(old: pl.DataFrame, new: pl.DataFrame, *, level: float = LEVEL) -> pl.DataFrame:
@@ -252,10 +316,11 @@ def compare_rates(old: pl.DataFrame, new: pl.DataFrame, *, level: float = LEVEL)
     Source:
         Przyborowski & Wilenski 1940 (conditional comparison of rates).
     """
-    both = _merge_rare(_align(old, new), "k")
+    both = _merge_rare(_align(*(frame.filter(pl.col("settled") > 0) for frame in (old, new))), "k")
     group, groups, first = _number_groups(both)
     n0, n1, k0, k1 = (
-        both[c].to_numpy().astype(np.float64) for c in ("n_old", "n_new", "k_old", "k_new")
+        both[c].to_numpy().astype(np.float64)
+        for c in ("settled_old", "settled_new", "k_old", "k_new")
     )
     known = (n0 > 0) & (n1 > 0)
     n0, n1, k0, k1 = (np.where(known, x, 0.0) for x in (n0, n1, k0, k1))
@@ -300,7 +365,11 @@ def compare_base_rates(
     # dimension with the most rows stands for all.
     totals = []
     for frame in (old, new):
-        summed = frame.group_by(*GROUP).agg(pl.col("n").sum(), pl.col("k").sum())
+        summed = (
+            frame.filter(pl.col("settled") > 0)
+            .group_by(*GROUP)
+            .agg(n=pl.col("settled").sum(), k=pl.col("k").sum())
+        )
         unit = pl.when(pl.col("pattern_type") == "who").then(pl.lit("who")).otherwise(
             pl.lit("when")
         )  # fmt: skip
@@ -338,7 +407,7 @@ def _align(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     """Both periods side by side, a value missing from one counted as 0."""
     keys = [*GROUP, "value"]
     both = old.join(new, on=keys, how="full", coalesce=True, suffix="_new").rename(
-        {name: f"{name}_old" for name in ("n", "k", "own_squares", "products", "squares")}
+        {name: f"{name}_old" for name in COUNTS if name not in keys}
     )
     numbers = [c for c in both.columns if c not in keys]
     # The squared rows of leads are a dimension's, not a value's.
