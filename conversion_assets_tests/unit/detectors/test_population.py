@@ -14,6 +14,8 @@ from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import NoteKind
 from conversion_assets_tests.unit.detectors.frames import AS_OF, build, draw_world, seeds
 
+pytestmark = pytest.mark.slow  # hundreds of worlds, each read row by row
+
 CONFIG = LearningConfig(window_days=60)
 START = AS_OF - timedelta(days=CONFIG.window_days)
 IDS = ["c0", "c1", "empty"]

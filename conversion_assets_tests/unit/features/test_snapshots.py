@@ -233,6 +233,7 @@ rows = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(rows)
 def test_features_are_the_same_before_and_after(given_rows: list[dict[str, Any]]) -> None:
     before = frame_of(*given_rows)

@@ -280,6 +280,7 @@ agencies = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(agencies, st.integers(1, 5))
 def test_scores_are_those_of_the_reference(agency, part):

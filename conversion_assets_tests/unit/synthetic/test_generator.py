@@ -243,6 +243,7 @@ def test_an_oracle_recovers_planted_odds_ratios(planted):
     assert errors.max() < 0.15
 
 
+@pytest.mark.slow
 def test_an_oracle_recovers_planted_hazard_ratios(planted):
     touches = planted.latent_touches.sort("lead_id", "touch_number")
     prefix = touches.group_by("lead_id").agg(pl.col("channel").cast(pl.String).head(3))
