@@ -23,10 +23,16 @@ def clear_environment(monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="module")
+def base_home(imported_home):
+    """What `home` is a copy of; a module may have one of its own."""
+    return imported_home
+
+
 @pytest.fixture
-def home(imported_home, tmp_path, monkeypatch):
-    """A copy of the imported home as CONVERSION_HOME of this process."""
+def home(base_home, tmp_path, monkeypatch):
+    """A copy of the base home as CONVERSION_HOME of this process."""
     clear_environment(monkeypatch)
-    folder = copy_home(imported_home, tmp_path / "home")
+    folder = copy_home(base_home, tmp_path / "home")
     monkeypatch.setenv("CONVERSION_HOME", str(folder))
     return folder

@@ -27,7 +27,7 @@ WHO = AssetKey("who_patterns")
 
 
 @pytest.fixture(scope="module")
-def learned_home(imported_home, tmp_path_factory):
+def base_home(imported_home, tmp_path_factory):
     """All clients learned in one run, the first in a run of its own too."""
     folder = copy_home(imported_home, tmp_path_factory.mktemp("learned") / "home")
     with pytest.MonkeyPatch.context() as patch:
@@ -35,14 +35,6 @@ def learned_home(imported_home, tmp_path_factory):
         patch.setenv("CONVERSION_HOME", str(folder))
         launch_learning(load_settings(), as_of=AS_OF)
         launch_learning(load_settings(), as_of=AS_OF, client_ids=[ONE])
-    return folder
-
-
-@pytest.fixture
-def home(learned_home, tmp_path, monkeypatch):
-    clear_environment(monkeypatch)
-    folder = copy_home(learned_home, tmp_path / "home")
-    monkeypatch.setenv("CONVERSION_HOME", str(folder))
     return folder
 
 

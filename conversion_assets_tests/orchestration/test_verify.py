@@ -18,14 +18,14 @@ from conversion_assets.settings import load_settings
 from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets.storage.importer import import_frames
-from conversion_assets_tests.homes import CLIENTS, SMALL, copy_home, make_home
+from conversion_assets_tests.homes import CLIENTS, SMALL, make_home
 from conversion_assets_tests.orchestration.conftest import clear_environment
 
 ONE = CLIENTS[0]
 
 
 @pytest.fixture(scope="module")
-def learned_home(tmp_path_factory):
+def base_home(tmp_path_factory):
     """A home whose patterns are learned as of now; copy it before changing anything.
 
     The printed commands learn as of now, so the leads must be of these days.
@@ -38,14 +38,6 @@ def learned_home(tmp_path_factory):
         clear_environment(patch)
         patch.setenv("CONVERSION_HOME", str(folder))
         launch_learning(load_settings())
-    return folder
-
-
-@pytest.fixture
-def home(learned_home, tmp_path, monkeypatch):
-    clear_environment(monkeypatch)
-    folder = copy_home(learned_home, tmp_path / "home")
-    monkeypatch.setenv("CONVERSION_HOME", str(folder))
     return folder
 
 

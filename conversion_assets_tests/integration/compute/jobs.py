@@ -10,9 +10,13 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from conversion_assets.compute.cluster import DaskEngine, Patience
 from conversion_assets.compute.engine import ComputeEngine
 from conversion_assets.domain.errors import InputError
 from conversion_assets.storage.database import create_database_engine
+from conversion_assets_tests.clusters import Cluster
+
+PATIENCE = Patience(connect_s=20.0, reconnect_s=60.0, workers_s=60.0, heartbeat_s=0.5)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,20 @@ class Poisoned:
 
     def run(self, make_job: Any, shards: Any) -> Any:
         return self.engine.run(lambda shard: Deadly(make_job(shard), self.client), shards)
+
+
+class Killing:
+    """The engine of a cluster, with a worker that is killed when the first shard is done."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.engine = DaskEngine(cluster.address, PATIENCE)
+
+    def run(self, make_job: Any, shards: Any) -> Any:
+        for number, done in enumerate(self.engine.run(make_job, shards)):
+            if number == 0:
+                self.cluster.computing(0).kill()
+            yield done
 
 
 def connect() -> Engine:

@@ -9,9 +9,8 @@ import pytest
 from conversion_assets.compute.cluster import DaskEngine, Patience
 from conversion_assets.domain.errors import InputError, UnreachableError
 from conversion_assets_tests.clusters import Cluster, free_port
-from conversion_assets_tests.integration.compute.jobs import MakeSpell
+from conversion_assets_tests.integration.compute.jobs import PATIENCE, MakeSpell
 
-PATIENCE = Patience(connect_s=20.0, reconnect_s=60.0, workers_s=60.0, heartbeat_s=0.5)
 CLIENTS = [f"c{number:02d}" for number in range(12)]
 SHARDS = [CLIENTS[start : start + 3] for start in range(0, 12, 3)]
 

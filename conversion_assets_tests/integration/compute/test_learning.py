@@ -6,7 +6,7 @@ from functools import partial
 import polars as pl
 import pytest
 
-from conversion_assets.compute.cluster import DaskEngine, Patience
+from conversion_assets.compute.cluster import DaskEngine
 from conversion_assets.compute.engine import LocalEngine
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.errors import InputError
@@ -20,7 +20,7 @@ from conversion_assets.storage.database import create_database_engine
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets_tests.clusters import BLAMES_AT_ONCE, Cluster
 from conversion_assets_tests.homes import dump_learned, make_home
-from conversion_assets_tests.integration.compute.jobs import Poisoned
+from conversion_assets_tests.integration.compute.jobs import PATIENCE, Killing, Poisoned
 
 AS_OF = datetime(2026, 1, 4, tzinfo=UTC)
 EARLIER = AS_OF - timedelta(weeks=14)
@@ -31,7 +31,6 @@ CONFIG = SyntheticConfig(
     clients=8, leads=700, base_conversion=0.25, seed=4, with_text=False, pool_opt_in=0.8,
     as_of=AS_OF,
 )  # fmt: skip
-PATIENCE = Patience(connect_s=20.0, reconnect_s=60.0, workers_s=60.0, heartbeat_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -102,23 +101,9 @@ def test_shards_and_machines_change_no_byte(home, learned, cluster):
         assert stored == expected, name
 
 
-class _Killing:
-    """The engine, with a worker that is killed when the first shard is done."""
-
-    def __init__(self, cluster):
-        self.cluster = cluster
-        self.engine = DaskEngine(cluster.address, PATIENCE)
-
-    def run(self, make_job, shards):
-        for number, done in enumerate(self.engine.run(make_job, shards)):
-            if number == 0:
-                self.cluster.computing(0).kill()
-            yield done
-
-
 def test_a_worker_killed_while_it_learns_changes_no_byte(learned, cluster):
     _, expected = learned("whole", LocalEngine())
-    result, stored = learned("killed", _Killing(cluster), rows_per_shard=1)
+    result, stored = learned("killed", Killing(cluster), rows_per_shard=1)
     assert not result.failures
     assert stored == expected
 

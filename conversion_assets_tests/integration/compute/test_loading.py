@@ -15,10 +15,9 @@ from conversion_assets.storage.database import create_database_engine
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets_tests.clusters import BLAMES_AT_ONCE, Cluster
 from conversion_assets_tests.homes import make_home
-from conversion_assets_tests.integration.compute.jobs import Poisoned, connect
+from conversion_assets_tests.integration.compute.jobs import PATIENCE, Killing, Poisoned, connect
 
 CONFIG = SyntheticConfig(clients=6, leads=60, seed=3, as_of=datetime(2026, 1, 4, tzinfo=UTC))
-PATIENCE = Patience(connect_s=20.0, reconnect_s=60.0, workers_s=60.0, heartbeat_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +60,6 @@ def assert_same(store, expected):
     assert set(store.list_files()) == {file.path for file in mine.all_files()}
 
 
-class _Killing:
-    """The engine, with a worker that is killed when the first bucket is there."""
-
-    def __init__(self, cluster):
-        self.cluster = cluster
-        self.engine = DaskEngine(cluster.address, PATIENCE)
-
-    def run(self, make_job, shards):
-        for number, done in enumerate(self.engine.run(make_job, shards)):
-            if number == 0:
-                self.cluster.computing(0).kill()
-            yield done
-
-
 def test_workers_load_what_this_process_loads(engine, cluster, expected, tmp_path):
     store = FeatureStore(tmp_path / "store")
     loader = ClusterLoader(DaskEngine(cluster.address, PATIENCE), connect)
@@ -96,7 +81,7 @@ def test_workers_load_what_this_process_loads(engine, cluster, expected, tmp_pat
 
 def test_a_worker_killed_while_it_loads(engine, cluster, expected, tmp_path):
     store = FeatureStore(tmp_path / "store")
-    refresh_features(engine, store, loader=ClusterLoader(_Killing(cluster), connect))
+    refresh_features(engine, store, loader=ClusterLoader(Killing(cluster), connect))
     named = {file.path for file in store.load_manifest().all_files()}
     for path in set(store.list_files()) - named:
         # Of the dead worker: no version names it, and a later write collects it.

@@ -23,7 +23,6 @@ from conversion_assets_tests.integration.deployment.services import (
     next_sunday,
     wait_for,
 )
-from conversion_assets_tests.integration.deployment.slack import SlackReceiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -36,12 +35,6 @@ def server():
     server = PostgresServer(survives_kills=True)
     yield server
     server.stop()
-
-
-@pytest.fixture
-def slack():
-    with SlackReceiver().listening() as receiver:
-        yield receiver
 
 
 @pytest.fixture

@@ -31,18 +31,12 @@ from conversion_assets_tests.integration.deployment.services import (
     next_sunday,
     wait_for,
 )
-from conversion_assets_tests.integration.deployment.slack import SlackReceiver, read_text
+from conversion_assets_tests.integration.deployment.slack import read_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DELIVERY_S = 31
 """A little more than the pause between two ticks of the sensor that delivers."""
-
-
-@pytest.fixture
-def slack():
-    with SlackReceiver().listening() as receiver:
-        yield receiver
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
