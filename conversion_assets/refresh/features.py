@@ -26,7 +26,7 @@ from conversion_assets.domain.terms import BOOKING_ACTION
 from conversion_assets.features import Features, build_features, feature_version
 from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NOTE_SCHEMA
 from conversion_assets.features.leads import LEAD_FEATURES
-from conversion_assets.features.touches import touch_schema
+from conversion_assets.features.touches import touch_channel, touch_schema
 from conversion_assets.storage.columnar.manifest import TABLES, Manifest, Table, bucket_of
 from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.columnar.writer import FeatureWriter, WrittenBuckets
@@ -36,6 +36,11 @@ from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_sn
 LEADS_PER_READ = 10_000
 """Leads whose activities are in memory at once: some 100,000 activities, 0.1 GB with text, while
 as many are read ahead."""
+
+LEADS_PER_UPDATE = 2_500
+"""Leads of a small change that are computed while the next are read: fewer, and what each part
+costs whatever its size outweighs that; more, and a change of some thousand has nothing to overlap.
+"""
 
 WHOLE_SHARE = 0.25
 """Share of a bucket's leads that may have changed before it is written whole: about where reading
@@ -510,13 +515,13 @@ class _Refresh:
     # -- both --------------------------------------------------------------------------------
 
     def _compute(self, leads: pl.DataFrame, known: Callable[[], pl.DataFrame]) -> Iterator[_Part]:
-        """Features of some leads, some thousands at a time, the next of which are read ahead.
+        """Features of some leads, a part at a time, the next of which are read ahead.
 
         Content that is known is asked for when the rows without it have been read.
         """
 
         def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
-            for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_READ):
+            for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_UPDATE):
                 keys = part.select("client_id", lead_id="id")
                 rows = self._snapshot.activities_of(keys, _PLAIN)
                 content = known().join(keys, on=_LEAD, how="semi")
@@ -526,8 +531,9 @@ class _Refresh:
             yield self._build(part, activities, content)
 
     def _add_content(self, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-        """Activities with content, nine tenths of the bytes, which is read where it is unknown."""
-        unread = rows.join(
+        """Activities with content, nine tenths of the bytes: of touches where it is unknown."""
+        touches = rows.filter(touch_channel().is_not_null())
+        unread = touches.join(
             known, left_on=["client_id", "id"], right_on=_ACTIVITY, how="anti"
         ).select("client_id", "id")
         content = self._snapshot.activities_by_id(unread, _CONTENT)

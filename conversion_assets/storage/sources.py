@@ -240,12 +240,12 @@ class SourceSnapshot:
         where: str = "1 = 1",
     ) -> pl.DataFrame:
         """Rows whose client and column `name` are among the keys."""
-        pairs = keys.unique().sort(keys.columns)
+        # Not by Polars: its threads may be at work on the store, and the database would wait.
+        pairs = sorted(set(keys.rows()))
+        parts = [pairs[at : at + KEYS_PER_QUERY] for at in range(0, len(pairs), KEYS_PER_QUERY)]
         frames = [
-            self._unsorted(
-                table, f"{self._chosen(table, name, part.rows())} WHERE {where}", columns
-            )
-            for part in pairs.iter_slices(KEYS_PER_QUERY)
+            self._unsorted(table, f"{self._chosen(table, name, part)} WHERE {where}", columns)
+            for part in parts
         ]
         empty = pl.DataFrame(schema=_schema(table, columns))
         return pl.concat(frames) if frames else empty

@@ -327,19 +327,21 @@ class FeatureWriter:
             strange = after[table].join(leads, on=LEAD_KEY, how="anti")
             if strange.height:
                 raise InputError(f"store {self._files.url}: {table} has rows of other leads too")
-        come = sum_tables({table: after[table] for table in TABLES})
-        if gone == come:
-            return
         owners = leads["client_id"].unique().sort()
         numbers = pl.Series([bucket_of(client_id) for client_id in owners], dtype=pl.Int8)
         placed = pl.DataFrame({"client_id": owners, "bucket": numbers})
         keys = leads.select(LEAD_KEY).unique().join(placed, on="client_id").sort(LEAD_KEY)
         rows: dict[str, pl.DataFrame] = {"keys": keys.select(SEGMENT_SCHEMA.keys())}
         rows |= {t: sort_rows(after[t], TABLE_KEYS[t]) for t in TABLES if after[t].height}
-        # Each waits for the disk in turn, and the others go on.
+        # Some wait for the disk while others are encoded and the rows are hashed.
         with ThreadPoolExecutor(len(rows)) as pool:
             put = {name: pool.submit(self._put_segment, name, part) for name, part in rows.items()}
+            come = sum_tables({table: after[table] for table in TABLES})
         files = {name: future.result() for name, future in put.items()}
+        if gone == come:
+            # Rows may be read again that were read before; that is no reason for a version.
+            self._files.delete([file.path for file in files.values()])
+            return
         self._parts.append(
             Segment(
                 buckets=sorted(set(numbers.to_list())),
