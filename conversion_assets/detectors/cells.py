@@ -28,12 +28,16 @@ from conversion_assets.detectors.codes import (
 )
 from conversion_assets.detectors.population import Population, Rows
 from conversion_assets.domain.terms import PatternType, Unit
+from conversion_assets.stats.multiplicity import describe_ends
 
 Floats = NDArray[np.float64]
 
 # Beyond this many values of one dimension the rest are too rare to say anything about and would
 # only lengthen the document; they stay in the base that others are compared with.
 MOST_VALUES = 50
+
+ENDS = ("least", "most", "log_least", "log_most")
+"""Columns of what `describe_ends` tells of a cell."""
 
 
 @dataclass(frozen=True)
@@ -348,8 +352,10 @@ def summarize_cells(counts: pl.DataFrame) -> pl.DataFrame:
     Returns:
         Columns client, value, n, k; expected, variance and third (central moment) of k under no
         effect; base_variance, the sampling variance of `expected` itself, which comes from the
-        strata's own conversions; and table_n and table_k, rows and conversions of a cell's only
-        stratum, 0 where there are several. Sorted by client and value.
+        strata's own conversions; table_n and table_k, rows and conversions of a cell's only
+        stratum, 0 where there are several; and least, most, log_least and log_most, between which
+        counts k can lie and how probable these ends are (`describe_ends`). Sorted by client and
+        value.
 
     Source:
         Mantel & Haenszel 1959: expected count and variance of a stratified two-by-two table.
@@ -389,7 +395,8 @@ def _add_strata_up(
     is_lone = (np.bincount(cell, minlength=cells) == 1)[cell]
     sums = {"expected": expected, "variance": variance, "third": third,
             "base_variance": base_variance, "table_n": np.where(is_lone, n_all, 0.0),
-            "table_k": np.where(is_lone, k_all, 0.0)}  # fmt: skip
+            "table_k": np.where(is_lone, k_all, 0.0),
+            **describe_ends(n_in, n_all, k_all)}  # fmt: skip
     return (
         # Counts stay below 2**53 and are exact as floats.
         {name: np.bincount(cell, x, cells).astype(np.int64) for name, x in (("n", n), ("k", k))},
@@ -404,7 +411,8 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
     Returns:
         One row per client and value: client, pattern, dimension, value, unit, n, k, base_n,
         base_k (the client's totals in the dimension), expected, variance, third, base_variance,
-        table_n and table_k (totals of the only stratum, 0 where there are several),
+        table_n and table_k (totals of the only stratum, 0 where there are several), least, most,
+        log_least and log_most (the ends of k and their probability),
         naive_expected (of the unadjusted comparison), is_adjusted, frequency_rank (1 for the
         client's most frequent value).
     """
@@ -444,6 +452,7 @@ def count_dimension(population: Population, dimension: Dimension) -> pl.DataFram
         "base_variance",
         "table_n",
         "table_k",
+        *ENDS,
         "naive_expected",
         pl.lit(bool(dimension.strata)).alias("is_adjusted"),
         "frequency_rank",

@@ -8,6 +8,7 @@ import polars as pl
 import polars.selectors as cs
 from numpy.typing import NDArray
 
+from conversion_assets.detectors.cells import ENDS
 from conversion_assets.detectors.codes import combine, encode, find_distinct
 from conversion_assets.detectors.reversals import find_reversals
 from conversion_assets.detectors.threads import run_together
@@ -31,6 +32,7 @@ from conversion_assets.stats.multiplicity import (
     compute_mid_p,
     find_testable,
     refine_mid_p,
+    settle_ends,
     weigh_directions,
 )
 from conversion_assets.stats.pooling import pool_counts
@@ -107,8 +109,10 @@ def compute_p_values(cells: pl.DataFrame) -> pl.DataFrame:
     """
     k, *moments = _numbers(cells, "k", "expected", "variance", "third")
     tested = find_testable(*moments)
-    n, *table = _numbers(cells, "n", "table_n", "table_k")
-    upper, lower = refine_mid_p(compute_mid_p(k, *moments), k, n, (table[0], table[1]))
+    n, table_n, table_k = _numbers(cells, "n", "table_n", "table_k")
+    least, most, log_least, log_most = _numbers(cells, *ENDS)
+    rough = settle_ends(compute_mid_p(k, *moments), k, (least, most, log_least, log_most))
+    upper, lower = refine_mid_p(rough, k, n, (table_n, table_k))
     p = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
     client = cells["client"].to_numpy().astype(np.int64)
     lasting = np.ones(cells.height)

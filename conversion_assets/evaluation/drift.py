@@ -221,9 +221,11 @@ def _count_labels(
     """Client, period, label and sums of each cell that occurs."""
     is_counted = (rows.period[places] >= 0) & (label >= 0)
     label = label[is_counted]
-    client, period, lead, is_settled, converted = (
-        column[places][is_counted]
-        for column in (rows.client, rows.period, rows.lead, rows.is_settled, rows.converted)
+    client, period, lead = (
+        column[places][is_counted] for column in (rows.client, rows.period, rows.lead)
+    )
+    is_settled, converted = (
+        column[places][is_counted] for column in (rows.is_settled, rows.converted)
     )
     clients = int(client.max(initial=-1)) + 1
     # A lead's rows of the other period are another lead's: the samples share none.

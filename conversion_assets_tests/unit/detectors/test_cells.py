@@ -11,6 +11,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import StratifiedTable
 
 from conversion_assets.detectors.cells import (
+    ENDS,
     MOST_VALUES,
     Dimension,
     count_cells,
@@ -60,12 +61,12 @@ def _population(rows) -> Population:
 
 
 def _slow(rows, labels_of, strata_of, counts_in):
-    """Per client and label: n, k and the exact null mean, variance and third moment."""
+    """Per client and label: n, k, the exact null mean, variance and third moment, and the ends."""
     strata = defaultdict(list)
     for row in rows:
         if counts_in(row):
             strata[row[0], strata_of(row)].append(row)
-    found = defaultdict(lambda: [0, 0, 0.0, 0.0, 0.0])
+    found = defaultdict(lambda: [0, 0, *[0.0] * 7])
     for (client, _), members in strata.items():
         total, converted = len(members), sum(m[4] for m in members)
         for label in {label for m in members for label in labels_of(m)}:
@@ -80,13 +81,17 @@ def _slow(rows, labels_of, strata_of, counts_in):
             cell[2] += mean
             cell[3] += (mass * (support - mean) ** 2).sum()
             cell[4] += (mass * (support - mean) ** 3).sum()
+            possible = support[mass > 0]
+            for place, end in ((5, possible[0]), (6, possible[-1])):
+                cell[place] += end
+                cell[place + 2] += np.log(mass[end])
     return found
 
 
 def _compare(cells, slow):
     assert set(cells.select("client", "value").iter_rows()) == set(slow)
     for client, value, n, k, *moments in cells.select(
-        "client", "value", "n", "k", "expected", "variance", "third"
+        "client", "value", "n", "k", "expected", "variance", "third", *ENDS
     ).iter_rows():
         want = slow[client, value]
         assert [n, k] == want[:2]
