@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from conversion_assets.storage.database import create_database_engine
 from conversion_assets_tests.databases import (
@@ -25,6 +26,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("house")
+
+
+@event.listens_for(Engine, "connect")
+def do_not_wait_for_the_disk(connection: object, _record: object) -> None:
+    """Dagster's databases sync at every event; data of tests need not survive a power cut."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,10 @@ def follow(traveller: time_machine.Traveller, offset: float) -> None:
 
 
 def tell_sqlite_the_time() -> None:
-    """SQLite's CURRENT_TIMESTAMP, a column default of Dagster, asks the machine otherwise."""
+    """SQLite's CURRENT_TIMESTAMP, a column default of Dagster, asks the machine otherwise.
+
+    Nor does it wait for the disk: data of tests need not survive a power cut.
+    """
     connect = sqlite3.connect
 
     def connect_with_clock(*args, **kwargs):
@@ -48,6 +51,7 @@ def tell_sqlite_the_time() -> None:
         connection.create_function(
             "current_timestamp", 0, lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
         )
+        connection.execute("PRAGMA synchronous = OFF")
         return connection
 
     sqlite3.connect = sqlite3.dbapi2.connect = connect_with_clock
