@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -363,3 +367,71 @@ def test_large_clients_are_read_in_parts(
     assert seen[-1] == (len(seen), len(seen))
     check_equals_full_rebuild(engine, store, tmp_path)
     engine.dispose()
+
+
+# Ends itself at the given step of the disk: the n-th opening of something in the store for
+# writing, or of a folder to settle it, or the renaming of the manifest, or the one after that.
+KILLED = textwrap.dedent(
+    """
+    import os, signal, sys
+    from conversion_assets.refresh import features
+    from conversion_assets.storage.columnar.store import FeatureStore
+    from conversion_assets.storage.database import create_database_engine
+
+    features.WHOLE_SHARE = 99.0
+    url, folder, step = sys.argv[1:]
+    seen = []
+
+    def watch(event, details):
+        if event not in ("open", "os.rename") or not str(details[0]).startswith(folder):
+            return
+        if event == "open" and details[1] != "xb" and not os.path.isdir(details[0]):
+            return
+        seen.append(event)
+        if step in (str(len(seen)), seen[-1]) or (step == "renamed" and "os.rename" in seen[:-1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    engine = create_database_engine(url)
+    sys.addaudithook(watch)
+    features.refresh_features(engine, FeatureStore(folder))
+    """
+)
+
+
+def test_a_refresh_killed_while_it_writes_a_segment_changed_nothing(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_refresh, "WHOLE_SHARE", 99.0)
+    engine = create_database_engine(sqlite_url)
+    fill(engine, touches=9)
+    base = tmp_path / "base"
+    refresh_features(engine, FeatureStore(base))
+    before = contents(FeatureStore(base))
+    for client_id in CLIENTS:
+        booked = {"lead_id": "l1", "action": "meeting_booked", "occurred_at": START}
+        put(engine, tables.activities, {"client_id": client_id, "id": "booked"}, booked)
+    shutil.copytree(base, tmp_path / "undisturbed")
+    undisturbed = FeatureStore(tmp_path / "undisturbed")
+    refresh_features(engine, undisturbed)
+    after = contents(undisturbed)
+    assert len(undisturbed.load_manifest().segments) == 1
+    assert after != before
+    # The first and a later file of the segment, the manifest not yet in force, and in force.
+    for step in ("1", "5", "os.rename", "renamed"):
+        folder = tmp_path / f"killed-{step}"
+        shutil.copytree(base, folder)
+        command = [sys.executable, "-c", KILLED, sqlite_url, str(folder), step]
+        ended = subprocess.run(command, check=False)
+        assert ended.returncode == -signal.SIGKILL, step
+        store = FeatureStore(folder)
+        assert contents(store) == (after if step == "renamed" else before)
+        store.verify()
+        refresh_features(engine, store)
+        assert contents(store) == after
+        store.verify()
+        assert hashes(store) == hashes(undisturbed)
+    engine.dispose()
+
+
+def hashes(store: FeatureStore) -> list[str]:
+    return sorted(file.sha256 for file in store.load_manifest().all_files())
