@@ -7,6 +7,7 @@ and an empty store; each side runs in a process of its own, in turns, and times 
 imports.
 
 Run: python -m benchmarks.dagster_overhead [--clients 1000] [--leads 300] [--rounds 3]
+How many clients a run should hold: ... --clients 400 --leads 100 --per-run 400 100 20
 """
 
 import argparse
@@ -47,7 +48,35 @@ def run(
     return {
         "clients": clients,
         "leads": clients * leads,
-        **{name: kinds[name](clients, leads, rounds) for name in databases},
+        # What it adds on SQLite is stated, not asked for: once is enough.
+        **{
+            name: kinds[name](clients, leads, rounds if name == "postgresql" else 1)
+            for name in databases
+        },
+    }
+
+
+def sweep(clients: int, leads: int, sizes: list[int], rounds: int) -> dict[str, Any]:
+    """Seconds of learning a fleet on PostgreSQL, by how many clients each run holds.
+
+    Returns:
+        By size, largest first: median seconds, and peak MB. Runs follow each other in one process,
+        so that what a daemon takes to start a run comes on top of each.
+    """
+    with _filled_postgresql(clients, leads) as databases:
+        found: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
+        for _ in range(rounds):
+            for size in sizes:
+                with tempfile.TemporaryDirectory() as folder:
+                    found[size].append(
+                        _measure_on_postgresql(databases, "dagster", Path(folder), size)
+                    )
+    return {
+        str(size): {
+            key: round(statistics.median(row[key] for row in rows), 2)
+            for key in ("learn_s", "peak_mb")
+        }
+        for size, rows in sorted(found.items(), reverse=True)
     }
 
 
@@ -68,15 +97,17 @@ def _filled_postgresql(clients: int, leads: int) -> Iterator[Any]:
 
 def _on_postgresql(clients: int, leads: int, rounds: int) -> dict[str, Any]:
     with _filled_postgresql(clients, leads) as databases:
+        return _in_turns(partial(_measure_on_postgresql, databases), rounds)
 
-        def measure(side: str, home: Path) -> dict[str, Any]:
-            from benchmarks.health_speed import write_instance  # noqa: PLC0415
 
-            with databases.fresh() as url, databases.fresh(migrated=False) as own:
-                write_instance(home / "dagster", own, is_stock=False)
-                return _measure(side, home, {"CONVERSION_DATABASE_URL": url})
+def _measure_on_postgresql(
+    databases: Any, side: str, home: Path, per_run: int | None = None
+) -> dict[str, Any]:
+    from benchmarks.health_speed import write_instance  # noqa: PLC0415
 
-        return _in_turns(measure, rounds)
+    with databases.fresh() as url, databases.fresh(migrated=False) as own:
+        write_instance(home / "dagster", own, is_stock=False)
+        return _measure(side, home, {"CONVERSION_DATABASE_URL": url}, per_run)
 
 
 def _on_sqlite(clients: int, leads: int, rounds: int) -> dict[str, Any]:
@@ -115,8 +146,12 @@ def _in_turns(measure: Callable[[str, Path], dict[str, Any]], rounds: int) -> di
     }
 
 
-def _measure(side: str, home: Path, environment: dict[str, str]) -> dict[str, Any]:
+def _measure(
+    side: str, home: Path, environment: dict[str, str], per_run: int | None = None
+) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.dagster_overhead", "--here", side]
+    if per_run is not None:
+        command += ["--per-run", str(per_run)]
     done = run_measured(command, {**environment, "CONVERSION_HOME": str(home)})
     found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
     return found | {"peak_mb": done.peak_mb}
@@ -142,8 +177,12 @@ def fill(url: str, clients: int, leads: int) -> None:
     engine.dispose()
 
 
-def work_through_dagster() -> dict[str, float]:
-    """Both jobs on the home of the environment; seconds in all and of each job."""
+def work_through_dagster(per_run: int | None = None) -> dict[str, float]:
+    """Both jobs on the home of the environment; seconds in all and of each job.
+
+    Args:
+        per_run: Clients that one run learns; all when not given.
+    """
     from conversion_assets.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings()
@@ -158,14 +197,18 @@ def work_through_dagster() -> dict[str, float]:
         _warm_up()
         started = time.perf_counter()
         active = DatabaseResource(settings=SettingsResource()).list_active_clients()
-        request = request_learning(instance, active, "benchmark")
-        ops = request.run_config["ops"]["patterns"]["config"] | {"as_of": AS_OF.isoformat()}
-        learned, learn_s = execute_job(
-            instance, "learn_patterns", request.tags or {}, {"patterns": ops}
-        )
+        size = per_run or max(len(active), 1)
+        learn_s, learned = 0.0, True
+        for start in range(0, len(active), size):
+            request = request_learning(instance, active[start : start + size], "benchmark")
+            ops = request.run_config["ops"]["patterns"]["config"] | {"as_of": AS_OF.isoformat()}
+            done, took_s = execute_job(
+                instance, "learn_patterns", request.tags or {}, {"patterns": ops}
+            )
+            learn_s, learned = learn_s + took_s, learned and done.success
         checked, check_s = execute_job(instance, "check_pattern_health", {}, {})
         seconds = time.perf_counter() - started
-        if not learned.success or not checked.success:
+        if not learned or not checked.success:
             raise RuntimeError("a job failed")
     return {"seconds": seconds, "learn_s": learn_s, "check_s": check_s}
 
@@ -235,12 +278,20 @@ def main() -> None:
     parser.add_argument("--leads", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), help="this one alone")
+    parser.add_argument(
+        "--per-run", type=int, nargs="+", metavar="N", help="sweep: clients that a run holds"
+    )
     parser.add_argument("--here", choices=SIDES, help="this side alone, on CONVERSION_HOME")
     options = parser.parse_args()
     if options.here:
         os.environ.setdefault("CONVERSION_HOME", ".conversion")
-        work = work_through_dagster if options.here == "dagster" else work_alone
+        per_run = options.per_run[0] if options.per_run else None
+        work = partial(work_through_dagster, per_run) if options.here == "dagster" else work_alone
         print(json.dumps(work() | {"documents": _count_documents()}))
+        return
+    if options.per_run:
+        found = sweep(options.clients, options.leads, options.per_run, options.rounds)
+        print(json.dumps(found, indent=2))
         return
     kinds = (options.database,) if options.database else ("postgresql", "sqlite")
     print(json.dumps(run(options.clients, options.leads, options.rounds, kinds), indent=2))

@@ -11,7 +11,9 @@ _SMALLEST = 1e-9
 
 LEARNS = (
     "the floor stops at counts; learning also reads more columns, stratifies, tests, pools, "
-    "weighs the score on later leads and writes a document per client and type"
+    "weighs the score on later leads and writes a document per client and type, and its estimates "
+    "and documents alone take more than the whole of the floor "
+    "(docs/decisions/speed-of-detection.md)"
 )
 EACH_CLIENT = "some of the work is per client whatever its size, and weighs more in small clients"
 

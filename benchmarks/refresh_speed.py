@@ -454,6 +454,8 @@ def run(
                 store = Path(folder) / f"{name}-{turn}"
                 if name == "incremental":
                     shutil.copytree(base, store)
+                    # The copy's pages would be written during the refresh, and not be its own.
+                    os.sync()
                 if name == "again":
                     store = Path(folder) / f"first-{turn}"
                 found[name].append(_call(name, url, store, threads))
