@@ -64,12 +64,13 @@ def _paint(ax: Axes, found: Mapping[str, Any]) -> None:
 def write_table(document: Mapping[str, Any]) -> str:
     """The table of goals as Markdown."""
     rows = ["| what | goal | measured | |", "|---|---|---|---|"]
-    remarks = []
+    remarks: list[str] = []
     for line in document["lines"]:
         mark = ""
         if line["state"] == "not reached" and line["why"]:
-            remarks.append(line["why"])
-            mark = f" ({len(remarks)})"
+            if line["why"] not in remarks:
+                remarks.append(line["why"])
+            mark = f" ({remarks.index(line['why']) + 1})"
         rows.append(
             f"| {line['what']} | {line['goal']} | {line['measured']} | {line['state']}{mark} |"
         )
