@@ -283,6 +283,8 @@ def main() -> None:
     )
     parser.add_argument("--here", choices=SIDES, help="this side alone, on CONVERSION_HOME")
     options = parser.parse_args()
+    if min(options.per_run or [1]) < 1:
+        parser.error("--per-run: a run holds at least 1 client")
     if options.here:
         os.environ.setdefault("CONVERSION_HOME", ".conversion")
         per_run = options.per_run[0] if options.per_run else None
