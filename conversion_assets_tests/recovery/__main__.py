@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from conversion_assets_tests.recovery import marks, power, randomised, repetition, touch_hazards
+from conversion_assets_tests.recovery.propensity_experiment import PropensityExperimentConfig
 from conversion_assets_tests.recovery.table import Row, write_json, write_line, write_markdown
 from conversion_assets_tests.recovery.worlds import HAZARD, PROPENSITY
 
@@ -36,7 +37,11 @@ SMALL: dict[str, Measure] = {
     "power-no-pool": lambda: power.measure_power(8, 1000, with_pool=False),
     "power-propensity": lambda: power.measure_power(8, 1000, world=PROPENSITY),
     "experiments": lambda: randomised.measure_repeated(5),
+    "experiments-propensity": lambda: randomised.measure_repeated(
+        5, config=PropensityExperimentConfig()
+    ),
     "looks": lambda: repetition.measure_weekly_looks(6, 500, 4),
+    "looks-propensity": lambda: repetition.measure_weekly_looks(6, 500, 4, world=PROPENSITY),
 }
 """Sizes for CI: the same code, far too small to refute a mark that is nearly met."""
 
@@ -69,9 +74,14 @@ FULL: dict[str, Measure] = {
     "touch-hazard-propensity": lambda: touch_hazards.measure_touch_hazard(
         200_000, world=PROPENSITY
     ),
-    "looks": lambda: repetition.measure_weekly_looks(40, 1000, 52),
+    "looks": lambda: repetition.measure_weekly_looks(200, 1000, 52),
+    "looks-propensity": lambda: repetition.measure_weekly_looks(200, 1000, 52, world=PROPENSITY),
     "imported": randomised.measure_imported,
+    "imported-propensity": lambda: randomised.measure_imported(config=PropensityExperimentConfig()),
     "experiments": lambda: randomised.measure_repeated(120),
+    "experiments-propensity": lambda: randomised.measure_repeated(
+        120, config=PropensityExperimentConfig()
+    ),
     "invariance": repetition.measure_invariance,
     "edges": repetition.measure_edges,
 }

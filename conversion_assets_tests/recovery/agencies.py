@@ -147,7 +147,7 @@ def learn_parts(parts: list[Part], as_of: datetime, settings: LearningConfig | N
     def put_truth(cells: pl.DataFrame) -> pl.DataFrame:
         return (
             cells.join(true, on=["client_id", "dimension", "value"], how="left")
-            .join(_list_affected(truth), on=["client_id", "dimension"], how="left")
+            .join(list_affected(truth), on=["client_id", "dimension"], how="left")
             .with_columns(is_null=pl.col("is_affected").is_null())
             .drop("is_affected")
         )
@@ -160,7 +160,8 @@ def learn_parts(parts: list[Part], as_of: datetime, settings: LearningConfig | N
     )
 
 
-def _list_affected(truth: dict[str, Any]) -> pl.DataFrame:
+def list_affected(truth: dict[str, Any]) -> pl.DataFrame:
+    """client_id and dimension wherever some rate truly differs, with is_affected."""
     own = {name: detector for detector, name in TRUTH_NAMES.items() if name}
     rows = [
         (client["client_id"], own.get(name, name), True)

@@ -8,7 +8,7 @@ the subjects as for the rest, and by a known factor on average.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,43 @@ CHANNELS = {"control": "mail", "blue": "sms", "green": "email"}
 COUNTRIES = ("France", "Japan", "Kenya", "Peru")
 ZONES = ("Europe/Paris", "Asia/Tokyo", "Africa/Nairobi", "America/Lima")
 CLIENT = "experiment"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Canonical raw rows and the truth.
+
+    Attributes:
+        truth: arm, value, and true_rate and true_lift of each arm; the lift is over the mean of
+            all arms, as a document's is.
+    """
+
+    leads: pl.DataFrame
+    activities: pl.DataFrame
+    truth: pl.DataFrame
+
+
+class Design(Protocol):
+    """An experiment that can be drawn as often as one likes, by another seed each time."""
+
+    @property
+    def seed(self) -> int:
+        """Of the draw."""
+
+    @property
+    def as_of(self) -> datetime:
+        """Nothing later is known."""
+
+    @property
+    def world(self) -> str:
+        """Name of the mechanism."""
+
+    @property
+    def is_channel(self) -> bool:
+        """Whether the first touch's channel is the arm; else its template is."""
+
+    def draw(self) -> Experiment:
+        """The rows and the truth."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +87,16 @@ class ExperimentConfig:
     days: int = 300
     wait_days: float = 10.0
     as_of: datetime = datetime(2026, 1, 4, tzinfo=UTC)
+    world: str = "experiment"
 
+    @property
+    def is_channel(self) -> bool:
+        """Whether the first touch's channel is the arm."""
+        return self.carried_by == "channel"
 
-@dataclass(frozen=True)
-class Experiment:
-    """Canonical raw rows and the truth.
-
-    Attributes:
-        truth: value, rate and lift of each arm; the lift is over the mean of all arms, as a
-            document's is.
-    """
-
-    leads: pl.DataFrame
-    activities: pl.DataFrame
-    truth: pl.DataFrame
+    def draw(self) -> Experiment:
+        """See `generate_experiment`."""
+        return generate_experiment(self)
 
 
 def generate_experiment(config: ExperimentConfig) -> Experiment:
@@ -80,24 +113,27 @@ def generate_experiment(config: ExperimentConfig) -> Experiment:
     touched = created + rng.random(n) * DAY
     converted = touched + rng.gamma(2.0, config.wait_days / 2.0, n) * DAY
     return Experiment(
-        leads=_lead_rows(config, is_returning, place, created, np.where(will, converted, np.inf)),
+        leads=make_leads(
+            config.as_of, is_returning, place, created, np.where(will, converted, np.inf)
+        ),
         activities=_activity_rows(config, arm, touched),
         truth=_state_truth(config),
     )
 
 
-def _lead_rows(
-    config: ExperimentConfig,
+def make_leads(
+    as_of: datetime,
     is_returning: np.ndarray,
     place: np.ndarray,
     created: np.ndarray,
     converted: np.ndarray,
 ) -> pl.DataFrame:
-    is_known = converted <= config.as_of.timestamp()
+    """Raw leads: subjects with their place, times in seconds; a conversion after as_of is none."""
+    is_known = converted <= as_of.timestamp()
     updated = np.where(is_known, converted, created)
     return pl.DataFrame(
         {
-            "id": _name_subjects(config.subjects),
+            "id": name_subjects(len(created)),
             "client_id": CLIENT,
             "country": pl.Series(COUNTRIES).gather(pl.Series(place)),
             "timezone": pl.Series(ZONES).gather(pl.Series(place)),
@@ -105,27 +141,26 @@ def _lead_rows(
             "status": pl.Series(["in_sequence", "converted"]).gather(
                 pl.Series(is_known.astype(int))
             ),
-            "created_at": _times(created),
-            "updated_at": _times(updated),
+            "created_at": to_times(created),
+            "updated_at": to_times(updated),
         }
     ).with_columns(converted_at=pl.when(pl.Series(is_known)).then("updated_at"))
 
 
 def _activity_rows(config: ExperimentConfig, arm: np.ndarray, touched: np.ndarray) -> pl.DataFrame:
     names = pl.Series(ARMS).gather(pl.Series(arm))
-    is_channel = config.carried_by == "channel"
-    channel = names.replace_strict(CHANNELS) if is_channel else pl.repeat("email", len(arm))
-    lead = _name_subjects(config.subjects)
+    channel = names.replace_strict(CHANNELS) if config.is_channel else pl.repeat("email", len(arm))
+    lead = name_subjects(config.subjects)
     frame = pl.DataFrame(
         {
             "lead_id": lead,
             "id": lead + "/1",
             "arm": names,
-            "occurred_at": _times(touched),
+            "occurred_at": to_times(touched),
             "client_id": pl.repeat(CLIENT, len(arm), eager=True),
         }
     ).with_columns(channel=channel)
-    template = pl.lit("one for all") if is_channel else pl.col("arm")
+    template = pl.lit("one for all") if config.is_channel else pl.col("arm")
     return (
         frame.filter(pl.col("occurred_at") <= config.as_of)
         .with_columns(
@@ -141,26 +176,27 @@ def _activity_rows(config: ExperimentConfig, arm: np.ndarray, touched: np.ndarra
 
 def _state_truth(config: ExperimentConfig) -> pl.DataFrame:
     factors = np.array([1.0, config.blue, float(np.mean(config.green))])
-    is_channel = config.carried_by == "channel"
     return pl.DataFrame(
         {
             "arm": ARMS,
-            "value": [CHANNELS[arm] if is_channel else arm for arm in ARMS],
+            "value": [CHANNELS[arm] if config.is_channel else arm for arm in ARMS],
             "true_rate": config.base_rate * factors,
             "true_lift": factors / factors.mean(),
         }
     )
 
 
-def _name_subjects(count: int) -> pl.Series:
+def name_subjects(count: int) -> pl.Series:
+    """Ids of leads."""
     return "lead-" + pl.Series(np.arange(count)).cast(pl.String).str.zfill(6)
 
 
-def _times(seconds: np.ndarray) -> pl.Series:
+def to_times(seconds: np.ndarray) -> pl.Series:
+    """Aware times from seconds since 1970."""
     return (pl.Series(seconds) * 1e6).cast(pl.Int64).cast(TIME)
 
 
-def learn_experiment(config: ExperimentConfig) -> pl.DataFrame:
+def learn_experiment(config: Design) -> pl.DataFrame:
     """Learn the experiment as any client's rows, and put the truth beside what is said of the arms.
 
     Returns:
@@ -168,11 +204,11 @@ def learn_experiment(config: ExperimentConfig) -> pl.DataFrame:
         interval of the rate from the document's n and k alone), raw_lift (k / n over that of all
         arms), true_rate, true_lift.
     """
-    experiment = generate_experiment(config)
+    experiment = config.draw()
     learned = learn_patterns(experiment.leads, experiment.activities, as_of=config.as_of)
     is_arm = (
         pl.col("path") == "first_touch"
-        if config.carried_by == "channel"
+        if config.is_channel
         else pl.col("path").str.starts_with("templates")
     )
     arms = learned.to_polars().filter(is_arm).join(experiment.truth, on="value").sort("arm")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import polars as pl
 from conversion_assets_tests.recovery.experiment import (
     CLIENT,
     ExperimentConfig,
-    generate_experiment,
     learn_experiment,
 )
 from conversion_assets_tests.recovery.marks import Mark
+from conversion_assets_tests.recovery.propensity_experiment import PropensityExperimentConfig
+
+AnyConfig = ExperimentConfig | PropensityExperimentConfig
 
 
-def measure_imported(experiments: int = 4, config: ExperimentConfig | None = None) -> list[Mark]:
+def measure_imported(experiments: int = 4, config: AnyConfig | None = None) -> list[Mark]:
     """Experiments of several clients through files, importer, database, Dagster and documents."""
     settled = config or ExperimentConfig()
     drawn = [replace(settled, seed=seed) for seed in range(1, experiments + 1)]
@@ -29,7 +32,7 @@ def measure_imported(experiments: int = 4, config: ExperimentConfig | None = Non
     detail, covered, total = {}, 0, 0
     for one, document in zip(drawn, documents, strict=True):
         arms = {e["value"]: e for part in document["templates"].values() for e in part}
-        for row in generate_experiment(one).truth.iter_rows(named=True):
+        for row in one.draw().truth.iter_rows(named=True):
             estimate = arms[row["value"]]
             low, high = estimate["lift_interval"]
             covered += low <= row["true_lift"] <= high
@@ -41,18 +44,18 @@ def measure_imported(experiments: int = 4, config: ExperimentConfig | None = Non
     # Of twelve right 90 % intervals fewer than nine hold the truth once in 39 times.
     return [
         Mark(8, "imported experiments: arms whose lift is covered", covered / total, low=0.75,
-             n=total, detail=detail, world="experiment")
+             n=total, detail=detail, world=settled.world)
     ]  # fmt: skip
 
 
-def learn_files(configs: list[ExperimentConfig], folder: Path) -> list[dict[str, Any]]:
+def learn_files(configs: Sequence[AnyConfig], folder: Path) -> list[dict[str, Any]]:
     """WHAT documents of experiments that came in as Parquet files, a client each, by commands."""
     names = [f"{CLIENT}-{place}" for place in range(len(configs))]
     clients = pl.DataFrame(
         {"id": names, "name": names, "timezone": "Europe/Paris",
          "subscription_status": "active", "pool_opt_in": False}
     )  # fmt: skip
-    drawn = [generate_experiment(config) for config in configs]
+    drawn = [config.draw() for config in configs]
     files = {
         "clients": clients,
         "leads": pl.concat(
@@ -101,7 +104,7 @@ def call_command(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def measure_repeated(experiments: int, *, config: ExperimentConfig | None = None) -> list[Mark]:
+def measure_repeated(experiments: int, *, config: AnyConfig | None = None) -> list[Mark]:
     """The same experiment drawn anew: share of arms whose interval covers the truth."""
     settled = config or ExperimentConfig()
     arms = pl.concat([learn_experiment(replace(settled, seed=s)) for s in range(experiments)])
@@ -125,6 +128,6 @@ def measure_repeated(experiments: int, *, config: ExperimentConfig | None = None
         share = arms.select(covers.mean()).item()
         marks.append(
             Mark(8, f"repeated experiments: intervals of the {what} cover", share, low=0.88,
-                 n=arms.height, detail=detail, world="experiment")
+                 n=arms.height, detail=detail, world=settled.world)
         )  # fmt: skip
     return marks

@@ -6,14 +6,23 @@ in 88 to 93 % with up to ten times the subjects, a factor of 2 or none. The shru
 smaller than the true one: shrinkage asks what to expect of a value picked out of many.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import polars as pl
 import pytest
 
+from conversion_assets.features import build_features
 from conversion_assets_tests.recovery.experiment import (
     ExperimentConfig,
     generate_experiment,
     learn_experiment,
     summarize_experiments,
+)
+from conversion_assets_tests.recovery.propensity_experiment import (
+    PropensityExperimentConfig,
+    find_level,
+    state_truth,
 )
 
 SEEDS = range(10)
@@ -45,6 +54,56 @@ def test_arms_are_random_and_rates_are_those_planted():
             row["true_rate"], abs=4 * (row["true_rate"] / row["n"]) ** 0.5
         )
         assert row["returning"] == pytest.approx(0.5, abs=2 / row["n"] ** 0.5)
+
+
+def test_stated_rates_and_lifts_are_those_of_subjects_who_answer_or_convert_by_themselves():
+    """Sums over cases against counts of many rows, where a lift could not be mistaken for odds."""
+    config = PropensityExperimentConfig(
+        subjects=150_000, base_rate=0.2, blue=0.7, green=(3.0, 1.1), seed=7
+    )
+    experiment = config.draw()
+    touches = build_features(None, experiment.leads, experiment.activities).touches.filter(
+        pl.col("occurred_at") < pl.lit(config.as_of).dt.offset_by("-90d")
+    )
+    assert not touches["is_after_conversion"].any()
+    hazards = touches.group_by("touch_number").agg(hazard=pl.col("is_converting").mean())
+    arms = (
+        touches.join(hazards, on="touch_number")
+        .group_by(value="template_id")
+        .agg(n=pl.len(), k=pl.col("is_converting").sum(), expected=pl.col("hazard").sum())
+        .join(experiment.truth, on="value")
+    )
+    assert arms.height == 3
+    for row in arms.iter_rows(named=True):
+        # Four standard errors.
+        assert row["k"] / row["n"] == pytest.approx(row["true_rate"], rel=4 / row["k"] ** 0.5)
+        assert row["k"] / row["expected"] == pytest.approx(
+            row["true_lift"], rel=4 / row["k"] ** 0.5
+        )
+    assert arms["true_lift"].max() / arms["true_lift"].min() > 1.5
+
+
+def test_of_one_touch_each_the_truth_is_the_share_that_converts():
+    one = state_truth(PropensityExperimentConfig(touches=1, spread=0.0))
+    odds = 0.006 / 0.994
+    green = np.mean([odds * ratio / (1 + odds * ratio) for ratio in (1.6, 1.1)])
+    assert one["true_rate"].to_list() == pytest.approx([0.006, 0.006, green], rel=1e-9)
+    mean = (0.012 + green) / 3
+    assert one["true_lift"].to_list() == pytest.approx([0.006 / mean, 0.006 / mean, green / mean])
+    rng = np.random.default_rng(1)
+    wide = PropensityExperimentConfig(base_rate=0.1, spread=1.5)
+    drawn = 1 / (1 + np.exp(-find_level(wide) - 1.5 * rng.standard_normal(1_000_000)))
+    assert drawn.mean() == pytest.approx(0.1, abs=4 * drawn.std() / 1000)
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_of_the_other_mechanism():
+    """Mark 8 where a treatment moves propensities; fewer than 8 of 12: as for channels below."""
+    config = PropensityExperimentConfig()
+    arms = pl.concat([learn_experiment(replace(config, seed=seed)) for seed in range(4)])
+    assert arms.height == 12
+    assert _covered(arms, "true_rate", "rate_low", "rate_high") >= 8
+    assert _covered(arms, "true_lift", "lift_low", "lift_high") >= 8
 
 
 @pytest.fixture(scope="module")

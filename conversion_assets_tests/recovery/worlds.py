@@ -17,13 +17,18 @@ from conversion_assets.synthetic.config import (
     Effect,
     SyntheticConfig,
 )
+from conversion_assets.synthetic.generator import Agency, generate_agency
 from conversion_assets_tests.recovery.agencies import (
     SEQUENCE,
     Learned,
     learn_agency,
     learn_propensity,
 )
-from conversion_assets_tests.recovery.propensity_generator import PropensityConfig
+from conversion_assets_tests.recovery.propensity_generator import (
+    PropensityAgency,
+    PropensityConfig,
+    generate_propensity_agency,
+)
 
 HAZARD, PROPENSITY = "hazard", "propensity"
 WORLDS = (HAZARD, PROPENSITY)
@@ -64,6 +69,21 @@ def learn_null(world: str, clients: int, leads: int, seed: int, *, frailty: floa
     return learn_agency(
         SyntheticConfig(clients=clients, leads=leads, seed=seed, null=True, frailty=frailty)
     )
+
+
+def generate_null(
+    world: str, clients: int, leads: int, seed: int, *, days: int, first_client: int = 0
+) -> Agency | PropensityAgency:
+    """Raw rows of clients in which nothing works and who share with nobody."""
+    if world == PROPENSITY:
+        return generate_propensity_agency(
+            PropensityConfig(clients=clients, leads=leads, seed=seed, odds={}, days=days,
+                             as_of=YEAR_END, first_client=first_client)
+        )  # fmt: skip
+    return generate_agency(
+        SyntheticConfig(clients=clients, leads=leads, seed=seed, null=True, pool_opt_in=0.0,
+                        as_of=YEAR_END, days=days, first_client=first_client)
+    )  # fmt: skip
 
 
 def learn_mixed(world: str, clients: int, leads: int, seed: int) -> Learned:
