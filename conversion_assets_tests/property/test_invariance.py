@@ -15,7 +15,6 @@ from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import Features, build_features
 from conversion_assets.learning import conclude, detect_patterns
 from conversion_assets.survey import survey_clients
-from conversion_assets.synthetic.generator import generate_agency
 from conversion_assets_tests.property import worlds
 
 
@@ -112,11 +111,7 @@ def test_shards(expected, places, turned):
 def test_strangers_change_no_member(expected):
     """Clients outside the pool beside it: members and their pool stay what they were."""
     agency = worlds.make_agency()
-    strangers = generate_agency(
-        worlds.CONFIG.model_copy(
-            update={"first_client": 100, "clients": 3, "pool_opt_in": 0.0, "seed": 5}
-        )
-    )
+    strangers = worlds.make_strangers()
     # Ids before, between and after: the numbers of clients inside detection all move.
     names = dict(zip(strangers.clients["id"], ["aaa", "client-0003x", "zzz"], strict=True))
 

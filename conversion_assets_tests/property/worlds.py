@@ -1,7 +1,13 @@
-"""A small generated agency and the bytes that are learned from it."""
+"""A small generated agency and the bytes that are learned from it.
+
+The rows are the project's generator's. With RECOVERY_WORLD=propensity in the environment they are
+those of the generator of another mechanism, and every test that uses them runs on those.
+"""
 
 import hashlib
+import os
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -11,14 +17,54 @@ from conversion_assets.features import Features, build_features
 from conversion_assets.learning import Detection, detect_patterns
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import Agency, generate_agency
+from conversion_assets_tests.recovery.propensity_generator import (
+    PropensityConfig,
+    generate_propensity_agency,
+)
 
 CONFIG = SyntheticConfig(clients=8, leads=260, seed=11, pool_opt_in=0.8, base_conversion=0.25)
+
+
+WORLD = os.environ.get("RECOVERY_WORLD", "hazard")
 
 
 @lru_cache(maxsize=1)
 def make_agency() -> Agency:
     """Generated once per process."""
-    return generate_agency(CONFIG)
+    return _draw(CONFIG)
+
+
+def make_strangers() -> Agency:
+    """Clients of the same world that share with nobody."""
+    return _draw(
+        CONFIG.model_copy(update={"first_client": 100, "clients": 3, "pool_opt_in": 0.0, "seed": 5})
+    )
+
+
+def _draw(config: SyntheticConfig) -> Agency:
+    agency = generate_agency(config)
+    return _replace_rows(agency, config) if WORLD == "propensity" else agency
+
+
+def _replace_rows(agency: Agency, config: SyntheticConfig) -> Agency:
+    """Clients of the same names with leads and touches of the other mechanism."""
+    other = generate_propensity_agency(
+        PropensityConfig(
+            clients=config.clients, first_client=config.first_client, leads=config.leads,
+            seed=config.seed, rate=config.base_conversion, as_of=config.as_of,
+            answers={("best_days", "Tuesday"): 1.6},
+        )
+    )  # fmt: skip
+    names = dict(zip(other.clients["id"], agency.clients["id"], strict=True))
+    leads, activities = (
+        # What this generator does not speak of is null, in the columns of the project's.
+        pl.concat([like.clear(), rows], how="diagonal_relaxed")
+        .select(like.columns)
+        .with_columns(pl.col("client_id").replace_strict(names))
+        for like, rows in ((agency.leads, other.leads), (agency.activities, other.activities))
+    )
+    marked = activities.with_columns(pl.col("led_to_booking").fill_null(value=False))
+    return replace(agency, leads=leads, activities=marked)
 
 
 @lru_cache(maxsize=1)
