@@ -83,6 +83,7 @@ FULL: dict[str, Measure] = {
         120, config=PropensityExperimentConfig()
     ),
     "invariance": repetition.measure_invariance,
+    "invariance-propensity": lambda: repetition.measure_invariance(PROPENSITY),
     "edges": repetition.measure_edges,
 }
 """The sizes that the marks speak of, or what a machine of two cores can bear in 25 minutes."""

@@ -15,14 +15,15 @@ from conversion_assets.learning import conclude, list_claims
 from conversion_assets.survey import survey_clients
 from conversion_assets_tests.recovery.agencies import list_affected
 from conversion_assets_tests.recovery.marks import Mark
-from conversion_assets_tests.recovery.worlds import HAZARD, YEAR_END, generate_null
+from conversion_assets_tests.recovery.worlds import HAZARD, WORLDS, YEAR_END, generate_null
 
 ROOT = Path(__file__).parents[2]
 INVARIANCE = (
     "conversion_assets_tests/property/test_invariance.py",
     "conversion_assets_tests/property/test_no_look_ahead.py",
 )
-EDGES = ("conversion_assets_tests/unit/learning/test_edges.py",)
+EDGES = "conversion_assets_tests/unit/learning/test_edges.py"
+EDGES_OF_WORLDS = "conversion_assets_tests/recovery/test_edges_of_worlds.py"
 
 # Features of so many clients are held at once.
 BATCH = 50
@@ -131,24 +132,33 @@ def _count(first: Iterable[tuple[int, str]]) -> dict[str, str]:
     return {kind: str(count) for kind, count in kinds.most_common()}
 
 
-def measure_invariance() -> list[Mark]:
+def measure_invariance(world: str = HAZARD) -> list[Mark]:
     """Mark 9: rows, columns, chunks, threads and strangers change no byte; nor does the future."""
-    rows = _run(9, "order, threads, chunks, other clients: tests that hold", INVARIANCE[:1])
-    future = _run(9, "facts after as_of, column by column: tests that hold", INVARIANCE[1:])
-    return [rows, future]
+    names = (
+        "order, threads, chunks, other clients: tests that hold",
+        "facts after as_of, column by column: tests that hold",
+    )
+    return [_run(9, name, file, world) for name, file in zip(names, INVARIANCE, strict=True)]
 
 
 def measure_edges() -> list[Mark]:
     """Mark 10: a document or a stated outcome at every edge, a million touches among them."""
-    return [_run(10, "edges: tests that hold", EDGES)]
+    return [
+        _run(10, "edges: tests that hold", EDGES, "rows made for each"),
+        *(
+            _run(10, "clients at the edges among others: tests that hold", EDGES_OF_WORLDS, world,
+                 "-k", world)
+            for world in WORLDS
+        ),
+    ]  # fmt: skip
 
 
-def _run(number: int, name: str, files: tuple[str, ...]) -> Mark:
-    """Share of the tests in these files that pass, each run as it stands."""
+def _run(number: int, name: str, file: str, world: str, *options: str) -> Mark:
+    """Share of the tests in a file that pass, run as they stand on the rows of a world."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", file, *options],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RECOVERY_WORLD": world},
         capture_output=True,
         text=True,
         check=False,
@@ -159,4 +169,4 @@ def _run(number: int, name: str, files: tuple[str, ...]) -> Mark:
     total = len(passed) + len(others)
     detail = {line.split(" ")[1]: line.split(" ")[0] for line in others}
     return Mark(number, name, len(passed) / max(total, 1), low=1.0, n=total, detail=detail,
-                world="both, or any", reason="; ".join(others[:3]))  # fmt: skip
+                world=world, reason="; ".join(others[:3]))  # fmt: skip

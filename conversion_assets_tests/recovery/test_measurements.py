@@ -16,6 +16,7 @@ import pytest
 
 from conversion_assets import learn_patterns
 from conversion_assets.features import build_features
+from conversion_assets.learning import detect_patterns, list_claims
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import generate_agency
 from conversion_assets_tests.recovery import (
@@ -30,7 +31,7 @@ from conversion_assets_tests.recovery import (
 from conversion_assets_tests.recovery.experiment import ExperimentConfig, generate_experiment
 from conversion_assets_tests.recovery.raw_rates import rank_by_raw_rates
 from conversion_assets_tests.recovery.table import Row, write_json, write_line, write_markdown
-from conversion_assets_tests.recovery.worlds import PROPENSITY, WORLDS
+from conversion_assets_tests.recovery.worlds import HAZARD, PROPENSITY, WORLDS
 
 slow = pytest.mark.slow
 
@@ -201,8 +202,43 @@ def test_an_experiment_through_files_database_and_dagster_is_what_the_notebook_s
     assert json.loads(json.dumps(document["templates"])) == expected
 
 
+@pytest.mark.parametrize(("world", "seed", "client"), [(HAZARD, 53, 8), (PROPENSITY, 52, 1)])
+def test_weekly_looks_are_refreshes_that_remember(world, seed, client):
+    """Counting a week once and judging it twice against refreshing it twice.
+
+    The first client hears the same act in both weeks, the second one that only the memory spares.
+    """
+    looks = list(repetition.replay(world, 1, 500, 2, seed=seed, first_client=client))
+    days = repetition.BEFORE_DAYS + 14
+    agency = worlds.generate_null(world, 1, 500, seed, days=days, first_client=client)
+    features = build_features(agency.clients, agency.leads, agency.activities)
+    members = agency.clients.select(client_id="id", pool_opt_in=pl.lit(value=False))
+    affected = agency.truth["clients"][0]["affected_dimensions"]
+
+    def refresh(week, earlier):
+        as_of = worlds.YEAR_END - timedelta(weeks=1 - week)
+        found = detect_patterns(
+            features.leads, features.touches, members, as_of=as_of, earlier=earlier
+        )
+        claims = {members["client_id"][0]: list_claims(found.documents.values())}
+        false = {
+            (one, claim.dimension, claim.value)
+            for one, of_client in claims.items()
+            for _, claim in of_client
+            if claim.dimension not in affected
+        }
+        return claims, false
+
+    first, false = refresh(0, None)
+    assert looks[0].alone == looks[0].remembered == false
+    assert looks[1].alone == refresh(1, None)[1]
+    assert looks[1].remembered == refresh(1, first)[1]
+    assert looks[1].alone
+    assert bool(looks[1].remembered) == (world == HAZARD)
+
+
 def test_the_tests_of_marks_9_and_10_exist():
-    for file in (*repetition.INVARIANCE, *repetition.EDGES):
+    for file in (*repetition.INVARIANCE, repetition.EDGES, repetition.EDGES_OF_WORLDS):
         assert "def test_" in (repetition.ROOT / file).read_text()
 
 
