@@ -27,7 +27,7 @@ from conversion_assets.refresh.health import check_health
 from conversion_assets.settings import load_settings
 from conversion_assets.storage import tables
 from conversion_assets.storage.database import create_database_engine, write_transaction
-from conversion_assets.storage.patterns import canonical_json
+from conversion_assets.storage.document_text import canonical_json
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import generate_agency
 from conversion_assets_tests.databases import PostgresDatabases, running_postgres

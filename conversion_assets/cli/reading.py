@@ -46,10 +46,8 @@ def patterns_command(
     moment = parse_moment(as_of, "--as-of") if as_of is not None else None
     kind = PatternType(pattern_type) if pattern_type else None
     engine = open_database(open_settings())
-    from conversion_assets.storage.patterns import (  # noqa: PLC0415 - polars
-        PatternRepository,
-        canonical_json,
-    )
+    from conversion_assets.storage.document_text import canonical_json  # noqa: PLC0415 - late
+    from conversion_assets.storage.patterns import PatternRepository  # noqa: PLC0415 - polars
 
     repository = PatternRepository(engine)
     if moment is None:

@@ -24,13 +24,9 @@ from conversion_assets.learning import (
 from conversion_assets.refresh.forward import add_record, list_changes, read_record
 from conversion_assets.refresh.surveys import ROWS_PER_SHARD, Findings, survey_shards
 from conversion_assets.storage.columnar.store import FeatureStore
+from conversion_assets.storage.document_text import canonical_json
 from conversion_assets.storage.forecasts import ForecastChanges
-from conversion_assets.storage.patterns import (
-    ClientResults,
-    PatternRepository,
-    Refresh,
-    canonical_json,
-)
+from conversion_assets.storage.patterns import ClientResults, PatternRepository, Refresh
 from conversion_assets.storage.sources import read_clients
 
 _FAILED_TO_STORE = "storing failed"

@@ -7,7 +7,6 @@ two overviews that carry no document (`outcomes`, `latest_fingerprints`).
 import hashlib
 import json
 import random
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +49,7 @@ from conversion_assets.storage.database import (
     reported_connection_errors,
     write_transaction,
 )
+from conversion_assets.storage.document_text import canonical_json
 from conversion_assets.storage.forecasts import ForecastChanges, store_forecasts
 from conversion_assets.storage.tables import (
     clients,
@@ -76,51 +76,6 @@ waits for the disk twice. Its own 1,000 would be moved after every transaction h
 
 FIRST_PAUSE_S = 0.4
 """Pause before the second try; it doubles, and varies by half so that rivals do not meet again."""
-
-
-def canonical_json(document: AnyPattern) -> str:
-    """Text of a document: sorted keys, no spaces, shortest numbers that read back the same.
-
-    Equal documents are equal texts, on either database and after any number of round trips:
-    JSONB forgets the order of keys, the spelling of numbers and the sign of zero, so none of
-    these is left open here.
-
-    Raises:
-        InputError: a text in the document holds a NUL, which PostgreSQL cannot store.
-    """
-    plain = document.model_dump(mode="json")
-    text = _dump(plain)
-    if not ("-0.0" in text and _MINUS_ZERO.search(text)) and "\\u0000" not in text:
-        return text
-    try:
-        return _dump(_plain(plain))
-    except ValueError as error:
-        raise InputError(
-            f"{document.type} pattern of client {document.client_id!r}: {error}"
-        ) from None
-
-
-# What a walk through all values must look into; nearly no document has it. Looking for three
-# characters first takes a twentieth of the time.
-_MINUS_ZERO = re.compile(r"-0\.0\b")
-
-
-def _dump(plain: object) -> str:
-    return json.dumps(
-        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value + 0.0  # minus zero becomes zero
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError(f"text {value!r} holds a NUL, which PostgreSQL cannot store")
-    return value
 
 
 def parse_document(pattern_type: PatternType | str, text: str) -> AnyPattern:

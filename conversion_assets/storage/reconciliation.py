@@ -205,7 +205,7 @@ def read_document_texts(
 
 
 def _canonical(document: Any) -> str:
-    """Text of a stored document as `patterns.canonical_json` writes it.
+    """Text of a stored document as `document_text.canonical_json` writes it.
 
     SQLite gives the text as it was written; PostgreSQL has forgotten the order of keys.
     """

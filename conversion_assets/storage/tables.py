@@ -108,7 +108,7 @@ class JsonText(UserDefinedType[str]):
     """JSON handed over and returned as text: JSONB on PostgreSQL, TEXT on SQLite.
 
     JSONB does not keep the text as written (order of keys, spelling of numbers); whoever compares
-    bytes compares them after the pydantic model, see `patterns.canonical_json`.
+    bytes compares them after the pydantic model, see `document_text.canonical_json`.
     """
 
     cache_ok = True

@@ -15,9 +15,10 @@ from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.patterns import refresh_patterns
 from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import create_database_engine
+from conversion_assets.storage.document_text import canonical_json
 from conversion_assets.storage.importer import import_files, import_frames
 from conversion_assets.storage.mapping import import_mapping
-from conversion_assets.storage.patterns import PatternRepository, canonical_json
+from conversion_assets.storage.patterns import PatternRepository
 from conversion_assets.storage.sources import active_client_ids
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import Agency, generate_agency

@@ -15,9 +15,10 @@ from conversion_assets.refresh.evaluation import evaluate_clients, explain_clien
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.refresh.patterns import refresh_patterns
 from conversion_assets.storage.columnar.store import FeatureStore
+from conversion_assets.storage.document_text import canonical_json
 from conversion_assets.storage.forecasts import read_forecasts
 from conversion_assets.storage.importer import import_frames
-from conversion_assets.storage.patterns import PatternRepository, canonical_json
+from conversion_assets.storage.patterns import PatternRepository
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import generate_agency
 

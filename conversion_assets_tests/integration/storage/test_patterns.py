@@ -19,11 +19,11 @@ from conversion_assets.domain.patterns import Claim, Estimate, Outcome, Weights
 from conversion_assets.domain.terms import PatternType
 from conversion_assets.storage import tables
 from conversion_assets.storage.database import create_database_engine, write_transaction
+from conversion_assets.storage.document_text import canonical_json
 from conversion_assets.storage.patterns import (
     ClientResults,
     PatternRepository,
     Refresh,
-    canonical_json,
     parse_document,
 )
 from conversion_assets_tests.documents import AS_OF, document, estimate
