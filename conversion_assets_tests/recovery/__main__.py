@@ -86,7 +86,7 @@ FULL: dict[str, Measure] = {
     "invariance-propensity": lambda: repetition.measure_invariance(PROPENSITY),
     "edges": repetition.measure_edges,
 }
-"""The sizes that the marks speak of, or what a machine of two cores can bear in 25 minutes."""
+"""The sizes that the marks speak of, or what a machine of two cores can bear in 35 minutes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
