@@ -23,6 +23,7 @@ from conversion_assets.detectors.codes import (
     Ints,
     combine,
     count_codes,
+    encode,
     find_distinct,
     split,
 )
@@ -210,72 +211,45 @@ def choose_rows(population: Population, dimension: Dimension) -> Ints | slice:
 def _count_values(
     population: Population, dimension: Dimension, chosen: _Selection
 ) -> tuple[pl.Series, _Cells]:
-    """Count by the columns that the label is made of, then label the few combinations."""
-    coded = _encode_parts(population, dimension)
-    key, keys = _combine_parts(coded, chosen.places)
-    number, size = combine([(key, keys), (chosen.number, chosen.size)])
+    """Count by the rows' labels."""
+    labels = label_rows(population, dimension)
+    number, size = combine([(labels.codes, labels.radix), (chosen.number, chosen.size)])
     occurring, n, k = count_codes(number, size, chosen.converted)
-    key, place = split(occurring, [keys, chosen.size])
-    distinct, key = np.unique(key, return_inverse=True)
-    labels, label_of = _label(dimension, coded, distinct)
-    label = label_of[key]
-    is_labelled = label >= 0
-    cells = _Cells(label[is_labelled], place[is_labelled], n[is_labelled], k[is_labelled])
-    is_shared = len(labels) < np.count_nonzero(label_of >= 0)
-    return labels, _merge(cells, chosen.size) if is_shared else cells
+    label, place = split(occurring, [labels.radix, chosen.size])
+    some = label > 0
+    return labels.values[1:], _Cells(label[some] - 1, place[some], n[some], k[some])
 
 
-def _encode_parts(population: Population, dimension: Dimension) -> dict[str, Codes]:
-    """The columns that the label of a dimension is made of."""
+def label_rows(population: Population, dimension: Dimension) -> Codes:
+    """Value of each row that counts in a dimension of one value a row, null where it has none.
+
+    The rows are those of `choose_rows`, in their order. Texts are made for the few combinations of
+    what the label is made of that occur.
+    """
     label_by = dimension.value if dimension.label is None else dimension.label
     assert label_by is not None  # noqa: S101 - for the types
-    return {
+    return population.once(
+        dimension.rows,
+        f"labels {dimension.name}: {label_by} where {dimension.counts_in}",
+        lambda _: _label_rows(population, dimension, label_by),
+    )
+
+
+def _label_rows(population: Population, dimension: Dimension, label_by: pl.Expr) -> Codes:
+    parts = {
         name: population.encode(dimension.rows, name, dimension.bins.get(name))
         for name in dict.fromkeys(label_by.meta.root_names())
     }
-
-
-def _combine_parts(coded: Mapping[str, Codes], places: Ints | slice) -> tuple[Ints, int]:
-    return combine([(one.codes[places], one.radix) for one in coded.values()])
-
-
-def _label(
-    dimension: Dimension, coded: Mapping[str, Codes], distinct: Ints
-) -> tuple[pl.Series, Ints]:
-    """Labels of some combinations of codes.
-
-    Returns:
-        The labels that occur, ascending, and the place of each combination's label among them, -1
-        where it has none.
-    """
-    label_by = dimension.value if dimension.label is None else dimension.label
-    assert label_by is not None  # noqa: S101 - for the types
-    columns = split(distinct, [one.radix for one in coded.values()])
-    label_of = pl.DataFrame(
-        {
-            name: one.values.gather(code)
-            for (name, one), code in zip(coded.items(), columns, strict=True)
-        }
-    ).select(label=label_by.cast(pl.String))["label"]
-    labels = label_of.drop_nulls().unique().sort()
-    rank = label_of.replace_strict(labels, range(len(labels)), default=-1, return_dtype=pl.Int64)
-    return labels, rank.to_numpy()
-
-
-def label_rows(
-    population: Population, dimension: Dimension
-) -> tuple[Ints | slice, Ints, pl.Series]:
-    """Value of each row that counts in a dimension of one value a row.
-
-    Returns:
-        Places of the rows that count; the place of each one's label among the labels, -1 for none;
-        the labels, ascending.
-    """
     places = choose_rows(population, dimension)
-    coded = _encode_parts(population, dimension)
-    distinct, key = find_distinct(*_combine_parts(coded, places))
-    labels, label_of = _label(dimension, coded, distinct)
-    return places, label_of[key], labels
+    number, size = combine([(one.codes[places], one.radix) for one in parts.values()])
+    occurring, place = find_distinct(number, size)
+    columns = split(occurring, [one.radix for one in parts.values()])
+    values = {
+        name: one.values.gather(code)
+        for (name, one), code in zip(parts.items(), columns, strict=True)
+    }
+    labels = encode(pl.DataFrame(values).select(label=label_by.cast(pl.String))["label"])
+    return Codes(labels.codes[place], labels.values)
 
 
 def find_members(
@@ -292,40 +266,35 @@ def find_members(
         Place of the cell in `wanted` and of the row in its frame; a row of several flags is listed
         with each of them.
     """
+    places = choose_rows(population, dimension)
     owner = population.clients(dimension.rows)
-    if dimension.value is None:
-        places = choose_rows(population, dimension)
-        labels = pl.Series(sorted(dimension.flags), dtype=pl.String)
-        candidates: list[tuple[int | Ints, Ints]] = [
-            (code, _places_of(places, population.is_true(dimension.rows, dimension.flags[name])))
-            for code, name in enumerate(labels)
-            if name in set(wanted["value"])
-        ]
-    else:
-        places, label, labels = label_rows(population, dimension)
-        candidates = [(label, _places_of(places, np.ones(owner.size, np.bool_)))]
-    rank = wanted["value"].replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
-    cell_of = np.full((len(population.client_ids), len(labels) + 1), -1, dtype=np.int64)
-    cell_of[wanted["client"].to_numpy(), rank.to_numpy()] = np.arange(wanted.height)
-    found = [(cell_of[owner[row], label], row) for label, row in candidates]
-    return (
-        np.concatenate([cell[cell >= 0] for cell, _ in found]),
-        np.concatenate([row[cell >= 0] for cell, row in found]),
-    )
+    client = wanted["client"].to_numpy()
+    if dimension.value is not None:
+        labels = label_rows(population, dimension)
+        rank = wanted["value"].replace_strict(
+            labels.values, range(labels.radix), return_dtype=pl.Int64
+        )
+        cell_of = np.full(len(population.client_ids) * labels.radix, -1, dtype=np.int64)
+        cell_of[client * labels.radix + rank.to_numpy()] = np.arange(wanted.height)
+        cell = cell_of[owner[places] * labels.radix + labels.codes]
+        own = np.flatnonzero(cell >= 0)
+        return cell[own], own if isinstance(places, slice) else places[own]
+    found = []
+    for name in wanted["value"].unique().sort():
+        is_named = (wanted["value"] == name).to_numpy()
+        of_client = np.full(len(population.client_ids), -1, dtype=np.int64)
+        of_client[client[is_named]] = np.flatnonzero(is_named)
+        rows = _places_of(places, population.is_true(dimension.rows, dimension.flags[name]))
+        cell = of_client[owner[rows]]
+        found.append((cell[cell >= 0], rows[cell >= 0]))
+    cells, rows_of_cells = zip(*found, strict=True)
+    return np.concatenate(cells), np.concatenate(rows_of_cells)
 
 
 def _places_of(places: Ints | slice, flag: NDArray[np.bool_]) -> Ints:
     """Places of the rows that count and carry a flag."""
     with_flag = np.flatnonzero(flag[places])
     return with_flag if isinstance(places, slice) else places[with_flag]
-
-
-def _merge(cells: _Cells, size: int) -> _Cells:
-    """Make one cell of several combinations that share a label."""
-    together, group = np.unique(cells.label * size + cells.number, return_inverse=True)
-    label, number = together // size, together % size
-    n, k = (np.bincount(group, x, label.size).astype(np.int64) for x in (cells.n, cells.k))
-    return _Cells(label, number, n, k)
 
 
 def _count_flags(

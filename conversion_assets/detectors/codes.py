@@ -78,22 +78,34 @@ def _encode_span(column: pl.Series, low: int, high: int, dtype: pl.DataType) -> 
 def _encode_distinct(column: pl.Series) -> Codes:
     """Anything else: number the distinct values, then put the numbers into the values' order."""
     if column.dtype == pl.String:
-        # Categories of its own: the shared ones would number every text the process ever saw.
-        texts = column.cast(pl.Categorical(pl.Categories.random()))
-        seen = texts.unique().drop_nulls()
-        known = pl.DataFrame({"place": seen.to_physical(), "value": seen.cast(pl.String)}).sort(
-            "value"
-        )
-        values = known["value"]
-        place_of = np.zeros(known.height + 1, dtype=np.int64)
-        place_of[known["place"].to_numpy().astype(np.int64)] = np.arange(1, known.height + 1)
-        # The last place, which no text has, stands for null.
-        codes = place_of[texts.to_physical().cast(pl.Int64).fill_null(known.height).to_numpy()]
-    else:
-        values = column.unique().drop_nulls().sort()
-        codes = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
+        return _encode_texts(column)
+    values = column.unique().drop_nulls().sort()
+    codes = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
+    return _narrow(codes, _with_nothing(values, column.name))
+
+
+def _encode_texts(column: pl.Series) -> Codes:
+    # Categories of its own: the shared ones would number every text the process ever saw.
+    texts = column.cast(pl.Categorical(pl.Categories.random()))
+    # Texts are numbered as they come; the number behind the last stands for null.
+    number = texts.to_physical().cast(pl.UInt32)
+    last = number.max()
+    assert last is None or isinstance(last, int)  # noqa: S101 - for the types
+    count = 0 if last is None else last + 1
+    place = number.fill_null(count).to_numpy()
+    row_of = np.zeros(count + 1, dtype=np.int64)
+    row_of[place] = np.arange(place.size)
+    seen = column.gather(row_of[:count])
+    order = seen.arg_sort().to_numpy()
+    code_of = np.zeros(count + 1, dtype=np.min_scalar_type(count))
+    code_of[order] = np.arange(1, count + 1)
+    return Codes(code_of[place], _with_nothing(seen.gather(order), column.name))
+
+
+def _with_nothing(values: pl.Series, name: str) -> pl.Series:
+    """The values behind a null, which has code 0."""
     nothing = values.clear().extend_constant(None, 1)
-    return _narrow(codes, pl.concat([nothing, values]).rename(column.name))
+    return pl.concat([nothing, values]).rename(name)
 
 
 def combine(digits: Sequence[Digit]) -> tuple[Ints, int]:

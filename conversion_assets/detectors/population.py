@@ -76,11 +76,11 @@ class Population:
 
     def clients(self, rows: Rows) -> NDArray[np.int64]:
         """Client index of each row."""
-        return self._once(rows, "client index", lambda f: f["client"].cast(pl.Int64).to_numpy())
+        return self.once(rows, "client index", lambda f: f["client"].cast(pl.Int64).to_numpy())
 
     def is_true(self, rows: Rows, name: str) -> NDArray[np.bool_]:
         """A Boolean column, null as false."""
-        return self._once(rows, f"truth {name}", lambda f: f[name].fill_null(False).to_numpy())
+        return self.once(rows, f"truth {name}", lambda f: f[name].fill_null(False).to_numpy())
 
     def choose(self, rows: Rows, condition: pl.Expr) -> NDArray[np.int64] | slice:
         """Places of the rows that meet a condition, null as false; a slice where all do."""
@@ -92,13 +92,13 @@ class Population:
             chosen = frame.select(needed).select(w=condition.fill_null(False))["w"]
             return slice(None) if chosen.all() else np.flatnonzero(chosen.to_numpy())
 
-        return self._once(rows, f"places where {condition}", find)
+        return self.once(rows, f"places where {condition}", find)
 
     def combine(self, rows: Rows, names: Sequence[str]) -> tuple[Ints, int]:
         """Client and some columns of each row as one number."""
         client = (self.clients(rows), len(self.client_ids))
         coded = [self.encode(rows, name) for name in names]
-        return self._once(
+        return self.once(
             rows,
             f"number of {', '.join(names)}",
             lambda _: combine([client, *((one.codes, one.radix) for one in coded)]),
@@ -113,15 +113,15 @@ class Population:
             bins: How the column is made of others; a name always stands for the same.
         """
         if bins is None:
-            return self._once(rows, f"codes {name}", lambda f: encode(f[name]))
+            return self.once(rows, f"codes {name}", lambda f: encode(f[name]))
         made = bins.alias(name)
-        return self._once(
+        return self.once(
             rows,
             f"codes of bins {name}",
             lambda f: encode(f.select(set(bins.meta.root_names())).select(made)[name]),
         )
 
-    def _once(self, rows: Rows, key: str, make: Callable[[pl.DataFrame], Result]) -> Result:
+    def once(self, rows: Rows, key: str, make: Callable[[pl.DataFrame], Result]) -> Result:
         """What is made of a frame, made once: some seventy counts share a dozen columns."""
         with self._locks[rows, key]:
             if (rows, key) not in self._made:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from scipy import special
 
 from conversion_assets.detectors.cells import Dimension, choose_rows, label_rows
-from conversion_assets.detectors.codes import Booleans, Ints, combine, find_distinct, split
+from conversion_assets.detectors.codes import (
+    Booleans,
+    Codes,
+    Ints,
+    combine,
+    find_distinct,
+    split,
+)
 from conversion_assets.detectors.dimensions import list_dimensions
 from conversion_assets.detectors.population import (
     Population,
@@ -182,23 +189,24 @@ def _describe_rows(population: Population, frame: Rows, periods: tuple[Window, W
 
 def _count(population: Population, dimension: Dimension, rows: _Rows) -> list[pl.DataFrame]:
     """Counts of a dimension, or of each of its flags."""
+    places = choose_rows(population, dimension)
     if dimension.value is not None:
-        named = [(dimension.name, *label_rows(population, dimension))]
+        named = [(dimension.name, label_rows(population, dimension))]
     else:
-        places = choose_rows(population, dimension)
         named = [
             (
                 f"{dimension.name}.{label}",
-                places,
-                population.is_true(dimension.rows, column)[places].astype(np.int64),
-                pl.Series(["false", "true"]),
+                Codes(
+                    population.is_true(dimension.rows, column)[places].astype(np.uint8) + 1,
+                    pl.Series([None, "false", "true"]),
+                ),
             )
             for label, column in dimension.flags.items()
         ]
     ids = pl.Series(population.client_ids, dtype=pl.String)
     parts = []
-    for name, places, label, labels in named:
-        client, period, value, sums = _count_labels(rows, places, label, len(labels))
+    for name, labels in named:
+        client, period, value, sums = _count_labels(rows, places, labels)
         parts.append(
             pl.DataFrame(
                 {
@@ -206,7 +214,7 @@ def _count(population: Population, dimension: Dimension, rows: _Rows) -> list[pl
                     "client_id": ids.gather(client),
                     "pattern_type": [dimension.pattern.value] * client.size,
                     "dimension": [name] * client.size,
-                    "value": labels.gather(value),
+                    "value": labels.values.gather(value),
                     **sums,
                 },
                 schema=_COUNTED,
@@ -216,11 +224,11 @@ def _count(population: Population, dimension: Dimension, rows: _Rows) -> list[pl
 
 
 def _count_labels(
-    rows: _Rows, places: Ints | slice, label: Ints, labels: int
+    rows: _Rows, places: Ints | slice, labels: Codes
 ) -> tuple[Ints, Ints, Ints, dict[str, Ints]]:
     """Client, period, label and sums of each cell that occurs."""
-    is_counted = (rows.period[places] >= 0) & (label >= 0)
-    label = label[is_counted]
+    is_counted = (rows.period[places] >= 0) & (labels.codes > 0)
+    label = labels.codes[is_counted].astype(np.int64)
     client, period, lead = (
         column[places][is_counted] for column in (rows.client, rows.period, rows.lead)
     )
@@ -230,14 +238,14 @@ def _count_labels(
     clients = int(client.max(initial=-1)) + 1
     # A lead's rows of the other period are another lead's: the samples share none.
     occurring, lead = find_distinct(lead * 2 + period, 2 * int(lead.max(initial=-1)) + 2)
-    number, size = combine([(client, clients), (period, 2), (label, labels)])
+    number, size = combine([(client, clients), (period, 2), (label, labels.radix)])
     cells, cell = find_distinct(number, size)
     # Rows of a lead with one value: all of them for a frame of leads.
     pairs, pair = find_distinct(*combine([(lead, occurring.size), (cell, cells.size)]))
     of_lead, of_cell = split(pairs, [occurring.size, cells.size])
     m = np.bincount(pair, minlength=pairs.size)
     total = np.bincount(lead, minlength=occurring.size)
-    client, period, label = split(cells, [clients, 2, labels])
+    client, period, label = split(cells, [clients, 2, labels.radix])
     group = client * 2 + period
     group_of_lead = np.zeros(occurring.size, dtype=np.int64)
     group_of_lead[of_lead] = group[of_cell]

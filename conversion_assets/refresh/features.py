@@ -219,7 +219,7 @@ def refresh_features(
         InputError: a stored value or file cannot be read.
     """
     started = clock()
-    with store.write(force=force) as writer, open_snapshot(engine) as snapshot:
+    with store.write(force=force) as writer, open_snapshot(engine, connections=2) as snapshot:
         clients = snapshot.clients().filter(pl.col("deleted_at").is_null())
         version = feature_version(vocabulary)
         reason = "asked for" if force else _why_anew(writer.base, version)
@@ -466,7 +466,8 @@ class _Refresh:
         touches = stored["touch_features"].join(concerned, on=_LEAD, how="semi")
         known = _known_content(changes, touches)
         rows = leads.join(concerned, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
-        tables = self._collect(list(self._compute(rows, lambda: known)))
+        keys = rows.select("client_id", lead_id="id")
+        tables = self._collect(list(self._compute(keys, lambda: rows, lambda: known)))
         alive = pl.col("client_id").is_in(live)
         kept = {t: f.join(concerned, on=_LEAD, how="anti").filter(alive) for t, f in stored.items()}
         self._writer.replace_clients(
@@ -486,15 +487,15 @@ class _Refresh:
         What the store has of them is read and hashed while the database answers.
         """
         named = _named(changes)
-        with ThreadPoolExecutor(1) as looking:
+        with ThreadPoolExecutor(1) as looking, ThreadPoolExecutor(1) as asking:
             found = looking.submit(self._look_up, group, changes, named)
             gone = looking.submit(lambda: sum_tables(found.result().tables))
-            leads = self._snapshot.leads_of(named, LEAD_COLUMNS)
-            parts = list(self._compute(leads, lambda: found.result().known))
+            leads = asking.submit(self._snapshot.leads_of, named, LEAD_COLUMNS)
+            parts = list(self._compute(named, leads.result, lambda: found.result().known))
             stored = found.result()
             if stored.others.height:
-                leads = self._snapshot.leads_of(stored.others, LEAD_COLUMNS)
-                parts += self._compute(leads, lambda: stored.known)
+                others = self._snapshot.leads_of(stored.others, LEAD_COLUMNS)
+                parts += self._compute(stored.others, lambda: others, lambda: stored.known)
             tables = self._collect(parts)
             concerned = pl.concat([named, stored.others])
             self._writer.replace_leads(concerned, gone.result(), tables)
@@ -518,18 +519,34 @@ class _Refresh:
 
     # -- both --------------------------------------------------------------------------------
 
-    def _compute(self, leads: pl.DataFrame, known: Callable[[], pl.DataFrame]) -> Iterator[_Part]:
-        """Features of some leads, a part at a time, the next of which are read ahead.
+    def _compute(
+        self,
+        keys: pl.DataFrame,
+        leads: Callable[[], pl.DataFrame],
+        known: Callable[[], pl.DataFrame],
+    ) -> Iterator[_Part]:
+        """Features of some leads, a part at a time.
 
-        Content that is known is asked for when the rows without it have been read.
+        Content of one part is read while the database looks for the activities of the next, and
+        both while a part before is computed.
+
+        Args:
+            keys: Columns client_id and lead_id.
+            leads: Rows of those that are not deleted, asked for when activities have been read.
+            known: Content that is known, asked for then too.
         """
 
+        def read_plain() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+            for part in keys.sort(_LEAD).iter_slices(LEADS_PER_UPDATE):
+                yield part, self._snapshot.activities_of(part, _PLAIN)
+
         def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
-            for part in leads.sort("client_id", "id").iter_slices(LEADS_PER_UPDATE):
-                keys = part.select("client_id", lead_id="id")
-                rows = self._snapshot.activities_of(keys, _PLAIN)
-                content = known().join(keys, on=_LEAD, how="semi")
-                yield part, self._add_content(rows, content), content
+            for part, plain in _read_ahead(read_plain()):
+                own = leads().join(part, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
+                alive = own.select("client_id", lead_id="id")
+                content = known().join(alive, on=_LEAD, how="semi")
+                rows = plain.join(alive, on=_LEAD, how="semi", maintain_order="left")
+                yield own.sort("client_id", "id"), self._add_content(rows, content), content
 
         for part, activities, content in _read_ahead(read()):
             yield self._build(part, activities, content)

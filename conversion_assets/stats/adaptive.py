@@ -193,14 +193,26 @@ def _find_low(ends: _Ends, error: float) -> Floats:
     idle = np.flatnonzero(least >= error - upper)
     if idle.size:
         few = found.take(idle)
-        # From here on the least count can be rejected, and from there on the largest cannot, which
-        # comes first with fewer than four trials only.
+        # From here on the least count can be rejected, and from there on the largest cannot.
         here = -_solve(few.at(0.0 * few.x).turn(), error)
-        there = _solve(few.at(few.trials), error)
+        there = np.full(idle.size, np.inf)
+        first = np.flatnonzero(_may_cross(few.trials, error))
+        there[first] = _solve(few.at(few.trials).take(first), error)
         whole = _solve(replace(few, pull=0.0 * few.pull), 2.0 * error)
         end[idle] = np.minimum(whole, np.maximum(end[idle], np.minimum(here, there)))
     low[some] = end
     return low
+
+
+def _may_cross(trials: Floats, error: float) -> NDArray[np.bool_]:
+    """Whether the largest count may stop being rejected before the least one can be.
+
+    With half of q^m for the least of m counts and half of p^m for the largest, at the least share
+    of the error for the one and the largest for the other, p and q would sum to less than 1.
+    """
+    shares = np.array([LEAST_SHARE, 1.0 - LEAST_SHARE])
+    together = np.sum((2.0 * error * shares) ** (1.0 / trials[:, None]), axis=1)
+    return np.asarray(together < 1.0)
 
 
 def _solve(ends: _Ends, error: float) -> Floats:

@@ -21,9 +21,11 @@ How a change is found, whoever wrote it
 # ruff: noqa: S608 - names in queries are literals of this file; values pass `_literal` or are numbers
 import json
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from queue import Empty, LifoQueue
 from typing import Any, Literal, Protocol
 
 import polars as pl
@@ -352,8 +354,13 @@ class SourceSnapshot:
 
 
 @contextmanager
-def open_snapshot(engine: Engine) -> Iterator[SourceSnapshot]:
+def open_snapshot(engine: Engine, *, connections: int = 1) -> Iterator[SourceSnapshot]:
     """One state of the source tables, held while the block runs.
+
+    Args:
+        engine: System of record.
+        connections: So many threads may wait for PostgreSQL at a time, all seeing the same state;
+            others wait for them. SQLite works for one at a time.
 
     Raises:
         UnreachableError: the database cannot be reached or broke off.
@@ -365,7 +372,7 @@ def open_snapshot(engine: Engine) -> Iterator[SourceSnapshot]:
             activities = snapshot.changes("activities", since)
     """
     if engine.dialect.name == "postgresql":
-        with _adbc_reader(engine) as reader:
+        with _adbc_reader(engine, connections) as reader:
             yield SourceSnapshot(reader, is_postgresql=True)
         return
     with reported_connection_errors(engine), read_transaction(engine) as connection:
@@ -450,24 +457,27 @@ class _SqliteReader:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._turn = threading.Lock()
 
     def value(self, sql: str) -> Any:
-        return self._connection.execute(sql).fetchone()[0]
+        with self._turn:
+            return self._connection.execute(sql).fetchone()[0]
 
     def query(self, sql: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+        with self._turn:
+            return pl.concat(self._read(sql, schema), rechunk=True)
+
+    def _read(self, sql: str, schema: dict[str, pl.DataType]) -> Iterator[pl.DataFrame]:
         cursor = self._connection.execute(sql)
-        parts = [pl.DataFrame(schema=schema)]
+        yield pl.DataFrame(schema=schema)
         while rows := cursor.fetchmany(FETCH_ROWS):
             columns = zip(*rows, strict=True)
-            parts.append(
-                pl.DataFrame(
-                    [
-                        _sqlite_column(name, dtype, values)
-                        for (name, dtype), values in zip(schema.items(), columns, strict=True)
-                    ]
-                )
+            yield pl.DataFrame(
+                [
+                    _sqlite_column(name, dtype, values)
+                    for (name, dtype), values in zip(schema.items(), columns, strict=True)
+                ]
             )
-        return pl.concat(parts, rechunk=True)
 
 
 def _sqlite_column(name: str, dtype: pl.DataType, values: tuple[Any, ...]) -> pl.Series:
@@ -484,7 +494,7 @@ def _sqlite_column(name: str, dtype: pl.DataType, values: tuple[Any, ...]) -> pl
 
 
 @contextmanager
-def _adbc_reader(engine: Engine) -> Iterator["_AdbcReader"]:
+def _adbc_reader(engine: Engine, connections: int) -> Iterator["_AdbcReader"]:
     # Optional drivers: the embedded installation has neither.
     # Not their `dbapi`: it imports pandas, which takes longer than a refresh without changes.
     import adbc_driver_postgresql  # noqa: PLC0415
@@ -496,11 +506,8 @@ def _adbc_reader(engine: Engine) -> Iterator["_AdbcReader"]:
     named = {name: str(value) for name, value in given.items() if isinstance(value, str | int)}
     conninfo = make_conninfo("", **{"connect_timeout": str(CONNECT_TIMEOUT_S)} | named)
     try:
-        with (
-            adbc_driver_postgresql.connect(conninfo) as database,
-            AdbcConnection(database) as connection,
-        ):
-            yield _AdbcReader(connection)
+        with adbc_driver_postgresql.connect(conninfo) as database, ExitStack() as opened:
+            yield _AdbcReader(lambda: opened.enter_context(AdbcConnection(database)), connections)
     except Error as error:
         # A server that answered with any other state would refuse again.
         is_transient = (error.sqlstate or "08")[:2] in _TRANSIENT_STATES
@@ -509,27 +516,60 @@ def _adbc_reader(engine: Engine) -> Iterator["_AdbcReader"]:
 
 
 class _AdbcReader:
-    """ADBC: binary COPY into Arrow, about five times as fast as a driver's rows."""
+    """ADBC: binary COPY into Arrow, about five times as fast as a driver's rows.
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    Args:
+        connect: Opens another connection.
+        connections: How many at most; the second is opened when two threads ask at once.
+    """
+
+    def __init__(self, connect: Callable[[], Any], connections: int) -> None:
+        self._connect = connect
+        self._idle: LifoQueue[Any] = LifoQueue()
+        self._state: str | None = None
+        self._left = threading.Semaphore(connections - 1)
+        self._idle.put(self._begin(None))
+        if connections > 1:
+            self._state = str(self.value("SELECT pg_export_snapshot()"))
+
+    def _begin(self, state: str | None) -> Any:
+        """A connection in a transaction that sees the given state, or the present one."""
+        connection = self._connect()
         connection.set_autocommit(False)
         # The driver has opened a transaction; nothing was read in it yet.
-        with self._statement(
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-        ) as statement:
-            statement.execute_update()
+        _execute(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if state is not None:
+            _execute(connection, f"SET TRANSACTION SNAPSHOT '{state}'")
+        return connection
 
     @contextmanager
-    def _statement(self, sql: str) -> Iterator[Any]:
-        from adbc_driver_manager import AdbcStatement  # noqa: PLC0415
+    def _borrow(self) -> Iterator[Any]:
+        connection = self._find()
+        try:
+            yield connection
+        finally:
+            self._idle.put(connection)
 
-        with AdbcStatement(self._connection) as statement:
-            statement.set_sql_query(sql)
-            yield statement
+    def _find(self) -> Any:
+        """An idle connection, or a new one, or the next that becomes idle."""
+        from adbc_driver_manager import Error  # noqa: PLC0415
+
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            pass
+        if self._state is not None and self._left.acquire(blocking=False):
+            # One connection is enough: a server may have no other to give, and a pooler between
+            # may lead to another server, which does not know the state.
+            with suppress(Error):
+                return self._begin(self._state)
+        return self._idle.get()
 
     def _run(self, sql: str) -> pl.DataFrame:
-        with self._statement(sql) as statement:
+        from adbc_driver_manager import AdbcStatement  # noqa: PLC0415
+
+        with self._borrow() as connection, AdbcStatement(connection) as statement:
+            statement.set_sql_query(sql)
             stream, _ = statement.execute_query()
             return pl.DataFrame(stream)
 
@@ -538,3 +578,11 @@ class _AdbcReader:
 
     def query(self, sql: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
         return self._run(sql).select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+
+
+def _execute(connection: Any, sql: str) -> None:
+    from adbc_driver_manager import AdbcStatement  # noqa: PLC0415
+
+    with AdbcStatement(connection) as statement:
+        statement.set_sql_query(sql)
+        statement.execute_update()
