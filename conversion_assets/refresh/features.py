@@ -32,17 +32,12 @@ from conversion_assets.features.touches import touch_channel, touch_schema
 from conversion_assets.storage.columnar.manifest import TABLES, Manifest, Table, bucket_of
 from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.columnar.writer import FeatureWriter, WrittenBuckets
-from conversion_assets.storage.fingerprints import sum_tables
+from conversion_assets.storage.fingerprints import RowSums, add_sums, sum_tables
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot
 
 LEADS_PER_READ = 10_000
 """Leads whose activities are in memory at once: some 100,000 activities, 0.1 GB with text, while
 as many are read ahead."""
-
-LEADS_PER_UPDATE = 2_500
-"""Leads of a small change that are computed while the next are read: fewer, and what each part
-costs whatever its size outweighs that; more, and a change of some thousand has nothing to overlap.
-"""
 
 WHOLE_SHARE = 0.25
 """Share of a bucket's leads that may have changed before it is written whole: about where reading
@@ -189,6 +184,14 @@ class _Part:
     features: Features
     bookings: pl.DataFrame
     rows_read: int
+
+    def tables(self) -> dict[Table, pl.DataFrame]:
+        """Its rows by table."""
+        return {
+            "lead_features": self.features.leads,
+            "touch_features": self.features.touches,
+            "bookings": self.bookings,
+        }
 
 
 def refresh_features(
@@ -467,7 +470,8 @@ class _Refresh:
         known = _known_content(changes, touches)
         rows = leads.join(concerned, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
         keys = rows.select("client_id", lead_id="id")
-        tables = self._collect(list(self._compute(keys, lambda: rows, lambda: known)))
+        parts = self._compute(keys, lambda: rows, lambda: known, changes.activities)
+        tables = self._collect(list(parts))
         alive = pl.col("client_id").is_in(live)
         kept = {t: f.join(concerned, on=_LEAD, how="anti").filter(alive) for t, f in stored.items()}
         self._writer.replace_clients(
@@ -487,18 +491,35 @@ class _Refresh:
         What the store has of them is read and hashed while the database answers.
         """
         named = _named(changes)
+        parts: list[_Part] = []
+        come: list[Future[dict[Table, RowSums]]] = []
         with ThreadPoolExecutor(1) as looking, ThreadPoolExecutor(1) as asking:
             found = looking.submit(self._look_up, group, changes, named)
             gone = looking.submit(lambda: sum_tables(found.result().tables))
             leads = asking.submit(self._snapshot.leads_of, named, LEAD_COLUMNS)
-            parts = list(self._compute(named, leads.result, lambda: found.result().known))
-            stored = found.result()
-            if stored.others.height:
-                others = self._snapshot.leads_of(stored.others, LEAD_COLUMNS)
-                parts += self._compute(stored.others, lambda: others, lambda: stored.known)
-            tables = self._collect(parts)
-            concerned = pl.concat([named, stored.others])
-            self._writer.replace_leads(concerned, gone.result(), tables)
+            for part in self._compute_all(changes, named, leads.result, found.result):
+                parts.append(part)
+                come.append(looking.submit(sum_tables, part.tables()))
+            concerned = pl.concat([named, found.result().others])
+            after = self._collect(parts)
+            nothing = {table: RowSums() for table in TABLES}
+            sums = add_sums([nothing, *(one.result() for one in come)])
+            self._writer.replace_leads(concerned, gone.result(), sums, after)
+
+    def _compute_all(
+        self,
+        changes: _Changes,
+        named: pl.DataFrame,
+        leads: Callable[[], pl.DataFrame],
+        stored: Callable[[], _Stored],
+    ) -> Iterator[_Part]:
+        """Features of the leads that changes name, then of others that are concerned."""
+        new = changes.activities
+        yield from self._compute(named, leads, lambda: stored().known, new)
+        others = stored().others
+        if others.height:
+            rows = self._snapshot.leads_of(others, LEAD_COLUMNS)
+            yield from self._compute(others, lambda: rows, lambda: stored().known, new)
 
     def _look_up(self, group: list[int], changes: _Changes, named: pl.DataFrame) -> _Stored:
         """What the store has of the leads concerned."""
@@ -524,41 +545,50 @@ class _Refresh:
         keys: pl.DataFrame,
         leads: Callable[[], pl.DataFrame],
         known: Callable[[], pl.DataFrame],
+        new: pl.DataFrame,
     ) -> Iterator[_Part]:
-        """Features of some leads, a part at a time.
-
-        Content of one part is read while the database looks for the activities of the next, and
-        both while a part before is computed.
+        """Features of some leads, a part at a time, the next of which are read ahead.
 
         Args:
             keys: Columns client_id and lead_id.
-            leads: Rows of those that are not deleted, asked for when activities have been read.
-            known: Content that is known, asked for then too.
+            leads: Rows of those that are not deleted; asked for when activities have been read.
+            known: Content that need not be read; asked for then too.
+            new: Keys of activities of whom none is known, read without asking.
         """
 
-        def read_plain() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-            for part in keys.sort(_LEAD).iter_slices(LEADS_PER_UPDATE):
-                yield part, self._snapshot.activities_of(part, _PLAIN)
+        def read_early() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
+            with ThreadPoolExecutor(1) as beside:
+                for part in keys.sort(_LEAD).iter_slices(LEADS_PER_READ):
+                    own = new.join(part, on=_LEAD, how="semi")
+                    content = beside.submit(self._read_content, own.rename({"activity_id": "id"}))
+                    yield part, self._snapshot.activities_of(part, _PLAIN), content.result()
 
         def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
-            for part, plain in _read_ahead(read_plain()):
+            for part, plain, content in _read_ahead(read_early()):
                 own = leads().join(part, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
                 alive = own.select("client_id", lead_id="id")
-                content = known().join(alive, on=_LEAD, how="semi")
                 rows = plain.join(alive, on=_LEAD, how="semi", maintain_order="left")
-                yield own.sort("client_id", "id"), self._add_content(rows, content), content
+                kept = known().join(alive, on=_LEAD, how="semi")
+                yield own.sort("client_id", "id"), self._add_content(rows, kept, content), kept
 
         for part, activities, content in _read_ahead(read()):
             yield self._build(part, activities, content)
 
-    def _add_content(self, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-        """Activities with content, nine tenths of the bytes: of touches where it is unknown."""
+    def _read_content(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """Content of some activities, nine tenths of their bytes."""
+        return self._snapshot.activities_by_id(keys, _CONTENT)
+
+    def _add_content(
+        self, rows: pl.DataFrame, known: pl.DataFrame, content: pl.DataFrame
+    ) -> pl.DataFrame:
+        """Activities with content: of touches where it is unknown, read unless it is given."""
         touches = rows.filter(touch_channel().is_not_null())
-        unread = touches.join(
+        unknown = touches.join(
             known, left_on=["client_id", "id"], right_on=_ACTIVITY, how="anti"
         ).select("client_id", "id")
-        content = self._snapshot.activities_by_id(unread, _CONTENT)
-        return rows.join(content, on=["client_id", "id"], how="left")
+        given = content.join(unknown, on=["client_id", "id"], how="semi")
+        left = self._read_content(unknown.join(given, on=["client_id", "id"], how="anti"))
+        return rows.join(pl.concat([given, left]), on=["client_id", "id"], how="left")
 
     def _build(
         self, leads: pl.DataFrame, activities: pl.DataFrame, known: pl.DataFrame | None
@@ -574,11 +604,8 @@ class _Refresh:
     def _collect(self, parts: Sequence[_Part]) -> dict[Table, pl.DataFrame]:
         """Rows of all parts by table; counted, and their notes kept."""
         none = {table: pl.DataFrame(schema=schema) for table, schema in self._schemas.items()}
-        tables: dict[Table, list[pl.DataFrame]] = {
-            "lead_features": [part.features.leads for part in parts],
-            "touch_features": [part.features.touches for part in parts],
-            "bookings": [part.bookings for part in parts],
-        }
+        rows = [part.tables() for part in parts]
+        tables = {table: [one[table] for one in rows] for table in TABLES}
         self.rows_read += sum(part.rows_read for part in parts)
         self.rows_written += sum(frame.height for frames in tables.values() for frame in frames)
         # Made anew: as they come they hold on to the buffers they were counted from.

@@ -243,7 +243,8 @@ class SourceSnapshot:
     ) -> pl.DataFrame:
         """Rows whose client and column `name` are among the keys."""
         # Not by Polars: its threads may be at work on the store, and the database would wait.
-        pairs = sorted(set(keys.rows()))
+        # Keys mostly come in order, which a set would lose and sorting would have to find again.
+        pairs = sorted(dict.fromkeys(keys.rows()))
         parts = [pairs[at : at + KEYS_PER_QUERY] for at in range(0, len(pairs), KEYS_PER_QUERY)]
         frames = [
             self._unsorted(table, f"{self._chosen(table, name, part)} WHERE {where}", columns)
@@ -432,8 +433,10 @@ def _literal(keys: Sequence[tuple[str, ...]]) -> str:
     json.dumps writes printable ASCII only, of which the quote alone is special in a literal. No
     stored id holds a NUL, and PostgreSQL would refuse to look for one.
     """
-    possible = [key for key in keys if not any("\0" in part for part in key)]
-    return "'" + json.dumps(possible).replace("'", "''") + "'"
+    listed = json.dumps(keys)
+    if "\\u0000" in listed:
+        listed = json.dumps([key for key in keys if not any("\0" in part for part in key)])
+    return "'" + listed.replace("'", "''") + "'"
 
 
 _KEY_SCHEMA: dict[str, pl.DataType] = {"client_id": pl.String(), "id": pl.String()}

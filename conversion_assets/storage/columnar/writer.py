@@ -43,7 +43,6 @@ from conversion_assets.storage.fingerprints import (
     RowSums,
     move_sums,
     read_sums,
-    sum_tables,
     write_sums,
 )
 
@@ -309,6 +308,7 @@ class FeatureWriter:
         self,
         leads: pl.DataFrame,
         gone: Mapping[Table, RowSums],
+        come: Mapping[Table, RowSums],
         after: Mapping[Table, pl.DataFrame],
     ) -> None:
         """Put rows in place of all rows of some leads, as a segment beside the buckets.
@@ -318,6 +318,7 @@ class FeatureWriter:
         Args:
             leads: Columns client_id and lead_id; a lead without rows disappears.
             gone: Sums of their rows in the base, by table.
+            come: Sums of their rows from now on.
             after: Their rows from now on, one frame for each of :data:`TABLES`.
 
         Raises:
@@ -333,10 +334,9 @@ class FeatureWriter:
         keys = leads.select(LEAD_KEY).unique().join(placed, on="client_id").sort(LEAD_KEY)
         rows: dict[str, pl.DataFrame] = {"keys": keys.select(SEGMENT_SCHEMA.keys())}
         rows |= {t: sort_rows(after[t], TABLE_KEYS[t]) for t in TABLES if after[t].height}
-        # Some wait for the disk while others are encoded and the rows are hashed.
+        # Some wait for the disk while others are encoded.
         with ThreadPoolExecutor(len(rows)) as pool:
             put = {name: pool.submit(self._put_segment, name, part) for name, part in rows.items()}
-            come = sum_tables({table: after[table] for table in TABLES})
         files = {name: future.result() for name, future in put.items()}
         if gone == come:
             # Rows may be read again that were read before; that is no reason for a version.

@@ -1,6 +1,7 @@
 """Reading rows and what changed, on both databases, whoever wrote."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import polars as pl
@@ -259,6 +260,60 @@ def test_a_snapshot_does_not_move(filled):
         assert snapshot.changes("leads", None).rows.equals(before.rows)
     after = read_changes(filled, "activities", before.watermark)
     assert keys(after.rows) == [("b", "late")]
+
+
+def ask_together(snapshot, sql, times=4):
+    """What some threads are told that ask at the same time."""
+    start = threading.Barrier(times)
+
+    def ask(_):
+        start.wait()
+        return snapshot.query(sql, {"who": pl.Int64(), "leads": pl.Int64()}).row(0)
+
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(ask, range(times)))
+
+
+ASK = "SELECT pg_backend_pid() AS who, count(*) AS leads FROM leads, pg_sleep(0.2)"
+
+
+def test_threads_see_one_state_through_all_connections(postgresql_url):
+    engine = create_database_engine(postgresql_url)
+    add_clients(engine, "a")
+    add_leads(engine, "a", "l1")
+    with open_snapshot(engine, connections=2) as snapshot:
+        add_leads(engine, "a", "l2", "l3")
+        found = ask_together(snapshot, ASK)
+        assert {leads for _, leads in found} == {1}
+        assert len({who for who, _ in found}) == 2
+    with open_snapshot(engine) as snapshot:
+        found = ask_together(snapshot, ASK, times=2)
+        assert len(set(found)) == 1
+        assert found[0][1] == 3
+    engine.dispose()
+
+
+def test_one_connection_is_enough_where_another_does_not_know_the_state(postgresql_url):
+    """As behind a pooler that leads to another server."""
+    engine = create_database_engine(postgresql_url)
+    add_clients(engine, "a")
+    add_leads(engine, "a", "l1")
+    with open_snapshot(engine, connections=2) as snapshot:
+        snapshot._reader._state = "00000000-00000000-1"
+        found = ask_together(snapshot, ASK)
+        assert len(set(found)) == 1
+        assert snapshot.count("SELECT count(*) FROM leads") == 1
+    engine.dispose()
+
+
+def test_threads_take_turns_on_sqlite(sqlite_url):
+    engine = create_database_engine(sqlite_url)
+    add_clients(engine, "a")
+    add_leads(engine, "a", *(f"l{number}" for number in range(500)))
+    with open_snapshot(engine, connections=2) as snapshot:
+        sql = "SELECT 1 AS who, count(*) AS leads FROM leads a, leads b"
+        assert ask_together(snapshot, sql) == [(1, 250_000)] * 4
+    engine.dispose()
 
 
 def test_a_foreign_or_future_watermark_reads_everything(filled):
