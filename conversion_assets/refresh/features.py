@@ -30,9 +30,10 @@ from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NO
 from conversion_assets.features.leads import LEAD_FEATURES
 from conversion_assets.features.touches import touch_channel, touch_schema
 from conversion_assets.storage.columnar.manifest import TABLES, Manifest, Table, bucket_of
+from conversion_assets.storage.columnar.rows import keep_rows
 from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.columnar.writer import FeatureWriter, WrittenBuckets
-from conversion_assets.storage.fingerprints import RowSums, add_sums, sum_tables
+from conversion_assets.storage.fingerprints import sum_tables
 from conversion_assets.storage.sources import SourceSnapshot, Watermark, open_snapshot
 
 LEADS_PER_READ = 10_000
@@ -184,14 +185,6 @@ class _Part:
     features: Features
     bookings: pl.DataFrame
     rows_read: int
-
-    def tables(self) -> dict[Table, pl.DataFrame]:
-        """Its rows by table."""
-        return {
-            "lead_features": self.features.leads,
-            "touch_features": self.features.touches,
-            "bookings": self.bookings,
-        }
 
 
 def refresh_features(
@@ -491,20 +484,14 @@ class _Refresh:
         What the store has of them is read and hashed while the database answers.
         """
         named = _named(changes)
-        parts: list[_Part] = []
-        come: list[Future[dict[Table, RowSums]]] = []
         with ThreadPoolExecutor(1) as looking, ThreadPoolExecutor(1) as asking:
             found = looking.submit(self._look_up, group, changes, named)
             gone = looking.submit(lambda: sum_tables(found.result().tables))
             leads = asking.submit(self._snapshot.leads_of, named, LEAD_COLUMNS)
-            for part in self._compute_all(changes, named, leads.result, found.result):
-                parts.append(part)
-                come.append(looking.submit(sum_tables, part.tables()))
+            parts = self._compute_all(changes, named, leads.result, found.result)
+            tables = self._collect(list(parts))
             concerned = pl.concat([named, found.result().others])
-            after = self._collect(parts)
-            nothing = {table: RowSums() for table in TABLES}
-            sums = add_sums([nothing, *(one.result() for one in come)])
-            self._writer.replace_leads(concerned, gone.result(), sums, after)
+            self._writer.replace_leads(concerned, gone.result(), tables)
 
     def _compute_all(
         self,
@@ -568,7 +555,7 @@ class _Refresh:
                 own = leads().join(part, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
                 alive = own.select("client_id", lead_id="id")
                 rows = plain.join(alive, on=_LEAD, how="semi", maintain_order="left")
-                kept = known().join(alive, on=_LEAD, how="semi")
+                kept = keep_rows(known(), alive, _LEAD, "semi")
                 yield own.sort("client_id", "id"), self._add_content(rows, kept, content), kept
 
         for part, activities, content in _read_ahead(read()):
@@ -604,8 +591,11 @@ class _Refresh:
     def _collect(self, parts: Sequence[_Part]) -> dict[Table, pl.DataFrame]:
         """Rows of all parts by table; counted, and their notes kept."""
         none = {table: pl.DataFrame(schema=schema) for table, schema in self._schemas.items()}
-        rows = [part.tables() for part in parts]
-        tables = {table: [one[table] for one in rows] for table in TABLES}
+        tables: dict[Table, list[pl.DataFrame]] = {
+            "lead_features": [part.features.leads for part in parts],
+            "touch_features": [part.features.touches for part in parts],
+            "bookings": [part.bookings for part in parts],
+        }
         self.rows_read += sum(part.rows_read for part in parts)
         self.rows_written += sum(frame.height for frames in tables.values() for frame in frames)
         # Made anew: as they come they hold on to the buffers they were counted from.
@@ -725,9 +715,8 @@ def _concerned(changes: _Changes, stored: Mapping[Table, pl.DataFrame]) -> pl.Da
 
 def _known_content(changes: _Changes, touches: pl.DataFrame) -> pl.DataFrame:
     """Stored content of activities that did not change, of leads whose own row did not."""
-    return touches.join(changes.leads, on=_LEAD, how="anti").join(
-        changes.activities, on=_ACTIVITY, how="anti"
-    )
+    of_leads = keep_rows(touches, changes.leads, _LEAD, "anti")
+    return keep_rows(of_leads, changes.activities, _ACTIVITY, "anti")
 
 
 def _group(sizes: Mapping[int, int], most: int) -> list[list[int]]:

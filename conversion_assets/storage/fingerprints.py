@@ -68,7 +68,8 @@ def sum_rows(frame: pl.DataFrame, table: str) -> RowSums:
         hashed = _mix(total)
         for client_id, first, stop in _runs(part["client_id"]):
             added = hashed[:, first:stop].sum(axis=1, dtype=np.uint64).tolist()
-            sums[client_id] = _add(sums.get(client_id, NO_ROWS), added)
+            before = sums.get(client_id, (0,) * LANES)
+            sums[client_id] = tuple(_wrap(a + b) for a, b in zip(added, before, strict=True))
             rows[client_id] = rows.get(client_id, 0) + stop - first
     return RowSums(rows, sums)
 
@@ -76,30 +77,6 @@ def sum_rows(frame: pl.DataFrame, table: str) -> RowSums:
 def sum_tables(tables: Mapping[Name, pl.DataFrame]) -> dict[Name, RowSums]:
     """`sum_rows` of each table by its name."""
     return {table: sum_rows(rows, table) for table, rows in tables.items()}
-
-
-def add_sums(parts: Iterable[Mapping[Name, RowSums]]) -> dict[Name, RowSums]:
-    """Sums of some rows of each table and of others together.
-
-    Example:
-        >>> rows = pl.DataFrame({"client_id": ["a", "b", "a"], "x": [1, 2, 3]})
-        >>> halves = [sum_tables({"t": part}) for part in (rows[:1], rows[1:])]
-        >>> add_sums(halves) == sum_tables({"t": rows})
-        True
-    """
-    whole: dict[Name, RowSums] = {}
-    for part in parts:
-        for table, found in part.items():
-            total = whole.setdefault(table, RowSums())
-            for client_id, sums in found.sums.items():
-                before = total.sums.get(client_id, NO_ROWS)
-                total.sums[client_id] = _add(before, sums)
-                total.rows[client_id] = total.rows.get(client_id, 0) + found.rows[client_id]
-    return whole
-
-
-def _add(sums: tuple[int, ...], others: Iterable[int]) -> tuple[int, ...]:
-    return tuple(_wrap(a + b) for a, b in zip(sums, others, strict=True))
 
 
 def write_sums(tables: Iterable[tuple[int, ...]]) -> str:

@@ -1,6 +1,7 @@
 """Rows of the columnar store: in which order they stand, and which stand in place of others."""
 
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import polars as pl
 
@@ -67,9 +68,22 @@ def empty_of(schema: Mapping[str, pl.DataType], names: Collection[str]) -> pl.Da
     return pl.DataFrame(schema={name: schema[name] for name in names})
 
 
+def keep_rows(
+    rows: pl.DataFrame, keys: pl.DataFrame, on: list[str], how: Literal["semi", "anti"]
+) -> pl.DataFrame:
+    """Rows that have one of the keys, or none, in their order.
+
+    Often all rows stay, and then not one is copied: of sixty columns that takes longer than the
+    comparison.
+    """
+    places = rows.select(on).with_row_index("place")
+    kept = places.join(keys, on=on, how=how, maintain_order="left")["place"]
+    return rows if kept.len() == rows.height else rows.select(pl.all().gather(kept))
+
+
 def leave_out(rows: pl.DataFrame, keys: list[pl.DataFrame]) -> pl.DataFrame:
     """Rows of leads that none of the keys names."""
     for listed in keys:
         if listed.height:
-            rows = rows.join(listed, on=LEAD_KEY, how="anti", maintain_order="left")
+            rows = keep_rows(rows, listed, LEAD_KEY, "anti")
     return rows

@@ -34,6 +34,7 @@ from conversion_assets.storage.columnar.manifest import (
 )
 from conversion_assets.storage.columnar.rows import (
     compute_fingerprints,
+    keep_rows,
     leave_out,
     merge_leads,
     sort_rows,
@@ -43,6 +44,7 @@ from conversion_assets.storage.fingerprints import (
     RowSums,
     move_sums,
     read_sums,
+    sum_tables,
     write_sums,
 )
 
@@ -168,7 +170,7 @@ class FeatureWriter:
 
         def read(files: list[StoredFile]) -> pl.DataFrame:
             some = self._open(files).filter(chosen).collect()
-            rows = some.join(leads, on=LEAD_KEY, how="semi")
+            rows = keep_rows(some, leads, LEAD_KEY, "semi")
             if activities is None or rows.height == some.height:
                 return rows
             others = some.join(leads, on=LEAD_KEY, how="anti")
@@ -308,7 +310,6 @@ class FeatureWriter:
         self,
         leads: pl.DataFrame,
         gone: Mapping[Table, RowSums],
-        come: Mapping[Table, RowSums],
         after: Mapping[Table, pl.DataFrame],
     ) -> None:
         """Put rows in place of all rows of some leads, as a segment beside the buckets.
@@ -318,7 +319,6 @@ class FeatureWriter:
         Args:
             leads: Columns client_id and lead_id; a lead without rows disappears.
             gone: Sums of their rows in the base, by table.
-            come: Sums of their rows from now on.
             after: Their rows from now on, one frame for each of :data:`TABLES`.
 
         Raises:
@@ -334,9 +334,10 @@ class FeatureWriter:
         keys = leads.select(LEAD_KEY).unique().join(placed, on="client_id").sort(LEAD_KEY)
         rows: dict[str, pl.DataFrame] = {"keys": keys.select(SEGMENT_SCHEMA.keys())}
         rows |= {t: sort_rows(after[t], TABLE_KEYS[t]) for t in TABLES if after[t].height}
-        # Some wait for the disk while others are encoded.
+        # Some wait for the disk while others are encoded and the rows are hashed.
         with ThreadPoolExecutor(len(rows)) as pool:
             put = {name: pool.submit(self._put_segment, name, part) for name, part in rows.items()}
+            come = sum_tables({table: after[table] for table in TABLES})
         files = {name: future.result() for name, future in put.items()}
         if gone == come:
             # Rows may be read again that were read before; that is no reason for a version.

@@ -273,7 +273,7 @@ def replace(store: FeatureStore, client_id: str, leads: list[int], value: int) -
     after = {table: rows.filter(chosen) for table, rows in rows_of(client_id, 10, value).items()}
     with store.write() as writer:
         before = {table: writer.read_leads(table, bucket, keys) for table in after}
-        writer.replace_leads(keys, sum_tables(before), sum_tables(after), after)
+        writer.replace_leads(keys, sum_tables(before), after)
         writer.commit(feature_version="v", watermark={"at": value})
 
 
@@ -318,7 +318,7 @@ def test_leads_without_rows_are_gone(store: FeatureStore) -> None:
     none = {table: rows.clear() for table, rows in rows_of("a", 1).items()}
     with store.write(force=True) as writer:
         before = {table: writer.read_leads(table, [bucket_of("a")], keys) for table in none}
-        writer.replace_leads(keys, sum_tables(before), sum_tables(none), none)
+        writer.replace_leads(keys, sum_tables(before), none)
         writer.commit(feature_version="v", watermark=None)
     assert store.read("lead_features")["lead_id"].to_list() == ["lead-00002"]
     assert store.read("touch_features").is_empty()
