@@ -6,10 +6,13 @@ Run: python -m benchmarks.weekly_looks [clients] [weeks] [leads] [hazard or prop
 import sys
 
 from conversion_assets_tests.recovery.repetition import replay
+from conversion_assets_tests.recovery.worlds import WORLDS
 
 
 def main(clients: int = 100, weeks: int = 52, leads: int = 2000, world: str = "hazard") -> None:
     """Replay the weeks with and without the memory of earlier refreshes, and print both."""
+    if world not in WORLDS:
+        raise SystemExit(f"{world!r} is no generator: {' or '.join(WORLDS)}")
     alone: set[str] = set()
     remembered: set[str] = set()
     print(f"{'refresh':>8} {'ever act, each week alone':>26} {'ever act, with memory':>22}")
