@@ -99,8 +99,8 @@ def plan(
         workers: Machines of two cores that survey shards; one concludes.
 
     Returns:
-        Shards, rows of the largest, memory of a worker and of the machine that concludes, hours of
-        the first load and of a week's learning, and gigabytes of store, PostgreSQL and Dagster.
+        Shards, rows of the largest, memory of a worker and of the machine that concludes, seconds
+        of the first load and of a week's learning, gigabytes of store, PostgreSQL and Dagster.
     """
     sizes = draw_sizes(clients, touches)
     shards = plan_shards({str(place): int(size) for place, size in enumerate(sizes)}, budget)
@@ -118,10 +118,10 @@ def plan(
         "largest_shard_rows": int(rows.max()),
         "worker_mb": round(costs.base_mb + costs.shard_million_mb * rows.max() / 1e6),
         "conclude_mb": round(costs.base_mb + costs.survey_client_kb * clients / 1024),
-        "first_load_h": round(costs.load_million_s * million / 3600, 2),
-        "week_h": round((surveys_s + conclude_s) / 3600, 2),
+        "first_load_s": round(costs.load_million_s * million),
+        "week_s": round(surveys_s + conclude_s),
         "workers": workers,
-        "week_workers_h": round((max(surveys_s / workers, longest_s) + conclude_s) / 3600, 2),
+        "week_workers_s": round(max(surveys_s / workers, longest_s) + conclude_s),
         "store_gb": round(costs.store_touch_b * touches / 2**30, 1),
         "record_gb": round(costs.record_touch_b * touches / 2**30, 1),
         "documents_gb": round(costs.documents_client_kb * clients / 2**20, 1),
@@ -248,6 +248,18 @@ def _fit(parts: list[np.ndarray], whole: np.ndarray) -> list[float]:
     return [float(f"{value:.3g}") for value in found]
 
 
+def write_duration(seconds: float) -> str:
+    """Seconds in the unit that says something.
+
+    Example:
+        >>> [write_duration(seconds) for seconds in (53, 323, 5_400, 215_373)]
+        ['53 s', '5 min', '1.5 h', '59.8 h']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
 def write_table(costs: Costs) -> str:
     """Costs and what they make of fleets, as Markdown."""
     lines = ["| cost | |", "|---|---|"]
@@ -263,11 +275,11 @@ def write_table(costs: Costs) -> str:
         ],
         "memory where a shard is surveyed, GB": [f"{p['worker_mb'] / 1024:.1f}" for p in plans],
         "memory where all is concluded, GB": [f"{p['conclude_mb'] / 1024:.1f}" for p in plans],
-        "hours of a week's learning, one machine": [f"{p['week_h']:,.1f}" for p in plans],
+        "a week's learning, one machine": [write_duration(p["week_s"]) for p in plans],
         f"the same with {plans[0]['workers']} workers": [
-            f"{p['week_workers_h']:,.1f}" for p in plans
+            write_duration(p["week_workers_s"]) for p in plans
         ],
-        "hours of the first load of features": [f"{p['first_load_h']:,.1f}" for p in plans],
+        "first load of features": [write_duration(p["first_load_s"]) for p in plans],
         "columnar store, GB": [f"{p['store_gb']:,.1f}" for p in plans],
         "system of record, GB": [f"{p['record_gb']:,.0f}" for p in plans],
         "patterns of one refresh with history, GB": [f"{p['documents_gb']:,.1f}" for p in plans],

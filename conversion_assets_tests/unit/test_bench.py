@@ -118,7 +118,7 @@ def test_costs_are_not_negative_and_a_larger_fleet_needs_more():
     small, large = (plan(n, 10_000 * n, costs) for n in (100, 1000))
     for name in ("shards", "record_gb", "store_gb"):
         assert small[name] < large[name]
-    assert large["week_workers_h"] <= large["week_h"]
+    assert large["week_workers_s"] <= large["week_s"]
 
 
 def test_a_drawn_fleet_is_divided_within_the_budget():
