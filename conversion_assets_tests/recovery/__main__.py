@@ -23,6 +23,7 @@ SMALL: dict[str, Measure] = {
     "continuous": lambda: marks.measure_continuous(4, 2000),
     "continuous-propensity": lambda: marks.measure_continuous(8, 2000, world=PROPENSITY),
     "weak": lambda: marks.measure_weak_signal((500, 2000), clients=3),
+    "weak-propensity": lambda: marks.measure_weak_signal((500, 2000), clients=3, world=PROPENSITY),
     "touch-hazard": lambda: touch_hazards.measure_touch_hazard(40_000),
     "touch-hazard-propensity": lambda: touch_hazards.measure_touch_hazard(40_000, world=PROPENSITY),
     "hour": lambda: marks.measure_best_hour(3000, zones=FEW_ZONES),
@@ -64,12 +65,21 @@ FULL: dict[str, Measure] = {
         for name, with_pool in (("", True), ("-no-pool", False))
     },
     "weak": lambda: marks.measure_weak_signal((1000, 3000, 10_000), clients=2),
+    "weak-propensity": lambda: marks.measure_weak_signal(
+        (1000, 3000, 10_000), clients=2, world=PROPENSITY
+    ),
     "reversals": lambda: marks.measure_reversals(6, 10_000),
     "reversals-propensity": lambda: marks.measure_reversals(6, 10_000, world=PROPENSITY),
     "hour": lambda: marks.measure_best_hour(8000),
     "hour-spring": lambda: marks.measure_best_hour(5000, season="around spring"),
     "hour-autumn": lambda: marks.measure_best_hour(5000, season="around autumn"),
     "hour-propensity": lambda: marks.measure_best_hour(12_000, world=PROPENSITY),
+    "hour-spring-propensity": lambda: marks.measure_best_hour(
+        12_000, world=PROPENSITY, season="around spring"
+    ),
+    "hour-autumn-propensity": lambda: marks.measure_best_hour(
+        12_000, world=PROPENSITY, season="around autumn"
+    ),
     "touch-hazard": lambda: touch_hazards.measure_touch_hazard(200_000),
     "touch-hazard-propensity": lambda: touch_hazards.measure_touch_hazard(
         200_000, world=PROPENSITY

@@ -207,18 +207,24 @@ def _measure_errors(learned: Learned, world: str) -> list[Mark]:
     return marks
 
 
-def measure_weak_signal(leads: Iterable[int], *, clients: int = 6, seed: int = 3) -> list[Mark]:
+def measure_weak_signal(
+    leads: Iterable[int], *, clients: int = 6, seed: int = 3, world: str = HAZARD
+) -> list[Mark]:
     """Less data, wider intervals: mean log width of the lift's interval at each size."""
     widths = []
     for size in leads:
-        learned = learn_agency(SyntheticConfig(clients=clients, leads=size, seed=seed))
+        learned = (
+            learn_agency(SyntheticConfig(clients=clients, leads=size, seed=seed))
+            if world == HAZARD
+            else worlds.learn_plain(world, clients, size, seed)
+        )
         named = learned.cells.filter(pl.col("dimension").is_in(["best_days", "source_rankings"]))
         widths.append(
             named.select((pl.col("lift_high").log() - pl.col("lift_low").log()).mean()).item()
         )
     ratio = min(small / large for small, large in itertools.pairwise(widths))
     return [
-        Mark(3, "interval width, fewer over more leads", ratio, low=1.0, n=clients,
+        Mark(3, "interval width, fewer over more leads", ratio, low=1.0, n=clients, world=world,
              detail={str(s): f"{w:.3f}" for s, w in zip(leads, widths, strict=True)})
     ]  # fmt: skip
 
