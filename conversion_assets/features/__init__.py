@@ -3,8 +3,19 @@
 from conversion_assets.features.build import (
     FEATURE_VERSION,
     Features,
+    add_content,
+    begin_features,
     build_features,
     feature_version,
+    finish_features,
 )
 
-__all__ = ["FEATURE_VERSION", "Features", "build_features", "feature_version"]
+__all__ = [
+    "FEATURE_VERSION",
+    "Features",
+    "add_content",
+    "begin_features",
+    "build_features",
+    "feature_version",
+    "finish_features",
+]

@@ -1,6 +1,6 @@
 """All features of all clients from raw rows; the one door to this room."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -10,7 +10,6 @@ from conversion_assets.features.content import (
     PERSONAL_VALUES,
     compute_content,
     compute_personal_values,
-    content_schema,
 )
 from conversion_assets.features.frames import (
     ACTIVITY_COLUMNS,
@@ -24,6 +23,9 @@ from conversion_assets.features.touches import compute_timing, touch_channel, to
 
 FEATURE_CODE = "2"
 """Moves whenever the same rows would give other features; stored features are then recomputed."""
+
+
+_TOUCH = ["client_id", "activity_id"]
 
 
 def feature_version(vocabulary: ContentVocabulary = DEFAULT_VOCABULARY) -> str:
@@ -48,6 +50,23 @@ class Features:
     leads: pl.DataFrame
     touches: pl.DataFrame
     notes: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class BegunFeatures:
+    """Features but for the content of some touches.
+
+    Attributes:
+        leads: ``lead_features``.
+        touches: Touches with their times, and with what their content is computed from.
+        content: Content of touches by client_id and activity_id, as far as it was computed.
+        notes: As of :class:`Features`.
+    """
+
+    leads: pl.DataFrame
+    touches: pl.DataFrame
+    content: pl.DataFrame
+    notes: list[pl.DataFrame]
 
 
 def build_features(
@@ -83,20 +102,79 @@ def build_features(
         >>> build_features(None, leads, sent).touches["touch_number"].to_list()
         [1]
     """
+    begun = begin_features(clients, leads, activities, vocabulary, without_content=known_content)
+    return finish_features(begun, vocabulary, known_content)
+
+
+def begin_features(
+    clients: pl.DataFrame | None,
+    leads: pl.DataFrame,
+    activities: pl.DataFrame,
+    vocabulary: ContentVocabulary,
+    *,
+    without_content: pl.DataFrame | None = None,
+) -> BegunFeatures:
+    """Compute whatever does not depend on content that may be known.
+
+    Args:
+        clients: See :func:`build_features`.
+        leads: See there.
+        activities: See there.
+        vocabulary: Content vocabulary.
+        without_content: client_id and activity_id of touches whose content is not computed now.
+    """
     notes: list[pl.DataFrame] = []
     lead_rows = _usable_leads(clients, leads, notes)
     events = _usable_activities(activities, lead_rows, notes)
     lead_features = compute_lead_features(lead_rows, compute_bookings(events))
-    touches = _touches(events, lead_rows, lead_features, vocabulary)
-    timed = compute_timing(touches)
-    touch_features = _with_content(timed, vocabulary, known_content, notes)
-    notes.append(_note(touch_features.filter(pl.col("local_hour").is_null()), "touch without zone"))
-    notes.append(
-        _note(
-            touch_features.filter("booking_mismatch"), "led_to_booking contradicts the touch times"
-        )
+    touches = compute_timing(_touches(events, lead_rows, lead_features, vocabulary))
+    read = touches
+    if without_content is not None:
+        read = touches.join(without_content, on=_TOUCH, how="anti")
+    content = _compute_content(read, vocabulary, notes)
+    return BegunFeatures(lead_features, touches, content, notes)
+
+
+def add_content(
+    begun: BegunFeatures, texts: pl.DataFrame, vocabulary: ContentVocabulary
+) -> BegunFeatures:
+    """Compute the content of some more touches.
+
+    Args:
+        begun: The features.
+        texts: client_id, activity_id, content_snapshot and metadata of the touches.
+        vocabulary: Content vocabulary.
+    """
+    notes = list(begun.notes)
+    touches = begun.touches.drop("content_snapshot", "metadata").join(texts, on=_TOUCH)
+    content = _compute_content(touches, vocabulary, notes)
+    return replace(begun, content=pl.concat([begun.content, content]), notes=notes)
+
+
+def finish_features(
+    begun: BegunFeatures, vocabulary: ContentVocabulary, known_content: pl.DataFrame | None
+) -> Features:
+    """Put the content to the touches: what is known, and what was computed.
+
+    Args:
+        begun: The features.
+        vocabulary: Content vocabulary.
+        known_content: See :func:`build_features`; of no touch whose content was computed.
+    """
+    content = begun.content
+    if known_content is not None:
+        content = pl.concat([known_content.select(content.columns), content])
+    order = touch_schema(vocabulary)
+    touches = (
+        begun.touches.drop("sequence_id")
+        .join(content, on=_TOUCH, how="left", maintain_order="left")
+        .select(pl.col(name).cast(dtype) for name, dtype in order.items())
     )
-    return Features(lead_features, touch_features, _collect(notes))
+    unplaced = _note(touches.filter(pl.col("local_hour").is_null()), "touch without zone")
+    contradicting = _note(
+        touches.filter("booking_mismatch"), "led_to_booking contradicts the touch times"
+    )
+    return Features(begun.leads, touches, _collect([*begun.notes, unplaced, contradicting]))
 
 
 def _usable_leads(
@@ -186,27 +264,14 @@ def _touches(
     return sent.rename({"id": "activity_id"}).join(of_lead, on=["client_id", "lead_id"])
 
 
-def _with_content(
-    timed: pl.DataFrame,
-    vocabulary: ContentVocabulary,
-    known_content: pl.DataFrame | None,
-    notes: list[pl.DataFrame],
+def _compute_content(
+    touches: pl.DataFrame, vocabulary: ContentVocabulary, notes: list[pl.DataFrame]
 ) -> pl.DataFrame:
-    key = ["client_id", "activity_id"]
-    schema = content_schema(vocabulary)
-    known = pl.DataFrame(schema={**dict.fromkeys(key, pl.String()), **schema})
-    if known_content is not None:
-        known = known_content.select(known.columns)
-    unread = timed.join(known, on=key, how="anti")
-    read = pl.concat([unread.select(key), compute_content(unread, vocabulary)], how="horizontal")
-    notes.append(_note(read.filter("is_invalid_json"), "content is no JSON object"))
-    content = pl.concat([known, read.drop("is_invalid_json")])
-    order = touch_schema(vocabulary)
-    return (
-        timed.drop("sequence_id")
-        .join(content, on=key, how="left", maintain_order="left")
-        .select(pl.col(name).cast(dtype) for name, dtype in order.items())
-    )
+    """Content of touches by their key."""
+    found = compute_content(touches, vocabulary)
+    content = pl.concat([touches.select(_TOUCH), found], how="horizontal")
+    notes.append(_note(content.filter("is_invalid_json"), "content is no JSON object"))
+    return content.drop("is_invalid_json")
 
 
 def _note(rows: pl.DataFrame, reason: str) -> pl.DataFrame:

@@ -25,10 +25,17 @@ from sqlalchemy import Engine
 from conversion_assets.domain.content import DEFAULT_VOCABULARY, ContentVocabulary
 from conversion_assets.domain.errors import InputError
 from conversion_assets.domain.terms import BOOKING_ACTION
-from conversion_assets.features import Features, build_features, feature_version
+from conversion_assets.features import (
+    Features,
+    add_content,
+    begin_features,
+    build_features,
+    feature_version,
+    finish_features,
+)
 from conversion_assets.features.frames import ACTIVITY_COLUMNS, LEAD_COLUMNS, NOTE_SCHEMA
 from conversion_assets.features.leads import LEAD_FEATURES
-from conversion_assets.features.touches import touch_channel, touch_schema
+from conversion_assets.features.touches import touch_schema
 from conversion_assets.storage.columnar.manifest import TABLES, Manifest, Table, bucket_of
 from conversion_assets.storage.columnar.rows import keep_rows
 from conversion_assets.storage.columnar.store import FeatureStore
@@ -366,7 +373,7 @@ class _Refresh:
         with ThreadPoolExecutor(1) as writing:
             last: Future[None] | None = None
             for given in _read_ahead(self._inputs(buckets)):
-                tables = self._collect([self._build(given.leads, given.activities, None)])
+                tables = self._collect([self._build(given.leads, given.activities)])
                 if not given.completes:
                     packed.append(_pack(tables))
                 else:
@@ -539,54 +546,56 @@ class _Refresh:
         Args:
             keys: Columns client_id and lead_id.
             leads: Rows of those that are not deleted; asked for when activities have been read.
-            known: Content that need not be read; asked for then too.
+            known: Content that need not be read; asked for when all else has been computed.
             new: Keys of activities of whom none is known, read without asking.
         """
 
-        def read_early() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
+        def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
             with ThreadPoolExecutor(1) as beside:
                 for part in keys.sort(_LEAD).iter_slices(LEADS_PER_READ):
-                    own = new.join(part, on=_LEAD, how="semi")
-                    content = beside.submit(self._read_content, own.rename({"activity_id": "id"}))
-                    yield part, self._snapshot.activities_of(part, _PLAIN), content.result()
+                    fresh = new.join(part, on=_LEAD, how="semi").rename({"activity_id": "id"})
+                    content = beside.submit(self._read_content, fresh)
+                    plain = self._snapshot.activities_of(part, _PLAIN)
+                    own = leads().join(
+                        part, left_on=["client_id", "id"], right_on=_LEAD, how="semi"
+                    )
+                    alive = own.select("client_id", lead_id="id")
+                    rows = plain.join(alive, on=_LEAD, how="semi", maintain_order="left").join(
+                        content.result(), on=["client_id", "id"], how="left"
+                    )
+                    yield own.sort("client_id", "id"), rows
 
-        def read() -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
-            for part, plain, content in _read_ahead(read_early()):
-                own = leads().join(part, left_on=["client_id", "id"], right_on=_LEAD, how="semi")
-                alive = own.select("client_id", lead_id="id")
-                rows = plain.join(alive, on=_LEAD, how="semi", maintain_order="left")
-                kept = keep_rows(known(), alive, _LEAD, "semi")
-                yield own.sort("client_id", "id"), self._add_content(rows, kept, content), kept
-
-        for part, activities, content in _read_ahead(read()):
-            yield self._build(part, activities, content)
+        for part, activities in _read_ahead(read()):
+            yield self._build_changed(part, activities, known, new)
 
     def _read_content(self, keys: pl.DataFrame) -> pl.DataFrame:
         """Content of some activities, nine tenths of their bytes."""
         return self._snapshot.activities_by_id(keys, _CONTENT)
 
-    def _add_content(
-        self, rows: pl.DataFrame, known: pl.DataFrame, content: pl.DataFrame
-    ) -> pl.DataFrame:
-        """Activities with content: of touches where it is unknown, read unless it is given."""
-        touches = rows.filter(touch_channel().is_not_null())
-        unknown = touches.join(
-            known, left_on=["client_id", "id"], right_on=_ACTIVITY, how="anti"
-        ).select("client_id", "id")
-        given = content.join(unknown, on=["client_id", "id"], how="semi")
-        left = self._read_content(unknown.join(given, on=["client_id", "id"], how="anti"))
-        return rows.join(pl.concat([given, left]), on=["client_id", "id"], how="left")
-
-    def _build(
-        self, leads: pl.DataFrame, activities: pl.DataFrame, known: pl.DataFrame | None
+    def _build_changed(
+        self,
+        leads: pl.DataFrame,
+        activities: pl.DataFrame,
+        known: Callable[[], pl.DataFrame],
+        new: pl.DataFrame,
     ) -> _Part:
-        features = build_features(
-            self._clients, leads, activities, self._vocabulary, known_content=known
+        """Features of leads that change, whose activities have content where they are new."""
+        old = activities.select("client_id", activity_id="id").join(new, on=_ACTIVITY, how="anti")
+        begun = begin_features(
+            self._clients, leads, activities, self._vocabulary, without_content=old
         )
-        bookings = activities.filter(pl.col("action") == BOOKING_ACTION).select(
-            "client_id", "lead_id", activity_id="id"
-        )
-        return _Part(features, bookings, leads.height + activities.height)
+        stored = known().join(old, on=_ACTIVITY, how="semi")
+        touches = begun.touches.select(_ACTIVITY).join(old, on=_ACTIVITY, how="semi")
+        unknown = touches.join(stored, on=_ACTIVITY, how="anti")
+        if unknown.height:
+            texts = self._read_content(unknown.rename({"activity_id": "id"}))
+            begun = add_content(begun, texts.rename({"id": "activity_id"}), self._vocabulary)
+        features = finish_features(begun, self._vocabulary, stored)
+        return _make_part(features, leads, activities)
+
+    def _build(self, leads: pl.DataFrame, activities: pl.DataFrame) -> _Part:
+        features = build_features(self._clients, leads, activities, self._vocabulary)
+        return _make_part(features, leads, activities)
 
     def _collect(self, parts: Sequence[_Part]) -> dict[Table, pl.DataFrame]:
         """Rows of all parts by table; counted, and their notes kept."""
@@ -602,6 +611,13 @@ class _Refresh:
         notes = [part.features.notes for part in parts]
         self._notes += [pl.DataFrame(n.rows(), schema=n.schema, orient="row") for n in notes]
         return {table: pl.concat([none[table], *frames]) for table, frames in tables.items()}
+
+
+def _make_part(features: Features, leads: pl.DataFrame, activities: pl.DataFrame) -> _Part:
+    bookings = activities.filter(pl.col("action") == BOOKING_ACTION).select(
+        "client_id", "lead_id", activity_id="id"
+    )
+    return _Part(features, bookings, leads.height + activities.height)
 
 
 def load_buckets(

@@ -21,7 +21,7 @@ from sqlalchemy import Engine, delete, insert, update
 
 from conversion_assets.domain.content import load_vocabulary
 from conversion_assets.domain.errors import SuspiciousReadError
-from conversion_assets.features import build_features
+from conversion_assets.features import build_features, finish_features
 from conversion_assets.refresh import features as feature_refresh
 from conversion_assets.refresh.features import refresh_features
 from conversion_assets.storage import tables
@@ -306,14 +306,13 @@ def test_unchanged_content_is_not_decoded_again(
     fill(engine, touches=9)
     refresh_features(engine, store)
     decoded: list[int] = []
-    usual = build_features
+    usual = finish_features
 
-    def watched(*args: Any, known_content: pl.DataFrame | None = None) -> Any:
-        if known_content is not None:
-            decoded.append(args[2].height - known_content.height)
-        return usual(*args, known_content=known_content)
+    def watched(begun: Any, *others: Any) -> Any:
+        decoded.append(begun.content.height)
+        return usual(begun, *others)
 
-    monkeypatch.setattr(feature_refresh, "build_features", watched)
+    monkeypatch.setattr(feature_refresh, "finish_features", watched)
     values = {"lead_id": "l1", "action": "sms_sent", "occurred_at": START}
     put(engine, tables.activities, {"client_id": "c1", "id": "new"}, values)
     report = refresh_features(engine, store)
