@@ -184,9 +184,9 @@ def _judge_refresh(found: Found) -> Iterator[Line]:
     yield at_most(
         "refresh", f"refresh with 2 % new rows over the first load, {size}",
         100 * new["ratio_to_first"], 10, unit=" %", note=f"{_write(new['seconds'])} s",
-        why="a lead is computed whole, so that 2 % of news concern a tenth of the rows; a tenth of "
-        "the processor time of the first load is reached, but that keeps both cores busy, and a "
-        "small refresh waits for database, store and disk in turn",
+        why="a lead is computed whole, so that 2 % of news concern a tenth of the rows, which are "
+        "looked up one by one where the first load reads whole tables; what can run side by side "
+        "does, and the processor time of both sides is left (docs/decisions/speed-of-features.md)",
     )  # fmt: skip
     fleet = found["thousand"]
     yield at_most(
