@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from conversion_assets.detectors.cells import Dimension, summarize_cells
+from conversion_assets.detectors.cells import Dimension, compute_moments, summarize_cells
 from conversion_assets.detectors.documents import compute_confidence
+from conversion_assets.detectors.ledger import HELD_EVIDENCE
 from conversion_assets.detectors.population import select_population
 from conversion_assets.detectors.when import compute_neighbour_lift
 from conversion_assets.domain.config import LearningConfig
@@ -40,7 +41,11 @@ from conversion_assets.stats.markov import (
     compute_removal_effects,
     count_transitions,
 )
-from conversion_assets.stats.multiplicity import adjust_benjamini_hochberg, compute_two_sided_p
+from conversion_assets.stats.multiplicity import (
+    adjust_benjamini_hochberg,
+    compute_two_sided_p,
+    compute_upper_mid_p,
+)
 from conversion_assets.stats.pooling import compute_pool_lift
 from conversion_assets.stats.predictive import compute_forward_lift, compute_log_evidence_against
 from conversion_assets.stats.ranking import compute_auc
@@ -336,6 +341,31 @@ def draw_adjustment(ax: Axes) -> None:
     ax.set(xlabel="on early touches  ←  the template is used  →  on late touches", ylabel="lift",
            ylim=(0, 2))  # fmt: skip
     ax.set_xticks([])
+    ax.legend()
+
+
+def draw_explained(ax: Axes) -> None:
+    """An industry without effect, more or less of which comes from a source that works."""
+    rng = np.random.default_rng(18)
+    clients, leads, rates = 4000, np.array([1000, 4000]), np.array([0.24, 0.12])
+    shares = np.array([0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95])
+    called, stands = [], []
+    for share in shares:
+        # By source: leads of the industry and of all others, and their conversions.
+        own_n = np.round(leads * [share, (1 - share) / 4])
+        own = rng.binomial(own_n.astype(int), rates, (clients, 2)).astype(float)
+        others = rng.binomial((leads - own_n).astype(int), rates, (clients, 2))
+        hits, k = own + others, own.sum(axis=1)
+        whole = compute_moments(own_n.sum(), np.float64(leads.sum()), hits.sum(axis=1))
+        held = [moment.sum(axis=1) for moment in compute_moments(own_n, leads, hits)]
+        is_called = compute_upper_mid_p(k, *whole) <= 0.001
+        called.append(is_called.mean())
+        stands.append((is_called & (compute_upper_mid_p(k, *held) <= HELD_EVIDENCE)).mean())
+    ax.plot(shares * 100, called, label="tested alone", **NAIVE)
+    ax.plot(shares * 100, stands, label="and with the source held fixed", **OURS)
+    ax.axhline(0.0, label="truth: no effect", **TRUTH)
+    ax.set(xlabel="per cent of the source's leads in the industry", ylim=(-0.03, 1.03),
+           ylabel="share of clients that\nwould be told it works")  # fmt: skip
     ax.legend()
 
 
@@ -647,6 +677,7 @@ FIGURES: dict[str, Draw] = {
     "lift": draw_lift,
     "intervals": draw_intervals,
     "adjustment": draw_adjustment,
+    "explained": draw_explained,
     "hazard": draw_hazard,
     "gaps": draw_gaps,
     "channels": draw_channels,

@@ -53,7 +53,7 @@ from conversion_assets.survey import (
     survey_clients,
 )
 
-DETECTION_VERSION = "5"
+DETECTION_VERSION = "6"
 """Moves when the same feature rows would give another document."""
 
 CODE_VERSION = f"{SCHEMA_VERSION}/{DETECTION_VERSION}/{FEATURE_VERSION}"

@@ -21,7 +21,7 @@ from conversion_assets.detectors.dimensions import list_dimensions
 from conversion_assets.detectors.documents import compute_confidence
 from conversion_assets.detectors.ledger import CELL, compute_p_values
 from conversion_assets.detectors.population import Population, select_population
-from conversion_assets.detectors.reversals import count_strata
+from conversion_assets.detectors.reversals import Strata, count_strata
 from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import SCORE_COMPONENTS, NoteKind, PatternType
@@ -51,7 +51,7 @@ class Survey:
             neighbouring cells say; only_winners (of its dimension); is_confirmed (by both halves,
             where these are asked); cell, its number; and of those that may stand in a document the
             columns of `compute_p_values`, null in the others.
-        strata: Strata of the promising cells, columns of `STRATA`.
+        strata: What is known of the promising cells within strata.
         summary: One row per client: n, k, maturity_days, touch_maturity_days.
         notes: client, kind, reason, rows, of: what was left out and why.
         gates: Why a client has too little data for a type, None where it has enough.
@@ -64,7 +64,7 @@ class Survey:
 
     client_ids: list[str]
     cells: pl.DataFrame
-    strata: pl.DataFrame
+    strata: Strata
     summary: pl.DataFrame
     notes: pl.DataFrame
     gates: list[dict[PatternType, str | None]]

@@ -349,16 +349,7 @@ def _add_strata_up(
     """
     cells = int(cell[-1]) + 1 if cell.size else 0
     n_in, n_all, k_all = (one.astype(np.float64) for one in (n, *base))
-    expected = n_in * k_all / n_all
-    free = n_all > 1
-    variance = np.where(
-        free,
-        expected * (1 - n_in / n_all) * (n_all - k_all) / np.where(free, n_all - 1, 1.0),
-        0.0,
-    )
-    # Skewness of the hypergeometric distribution; of two rows there is none.
-    third = variance * (n_all - 2 * k_all) * (n_all - 2 * n_in)
-    third /= np.where(n_all > 2, n_all * (n_all - 2), np.inf)
+    expected, variance, third = compute_moments(n_in, n_all, k_all)
     base_variance = n_in**2 * k_all * (n_all - k_all) / n_all**3
     # The one table of a cell that lies in a single stratum: its null distribution is known exactly.
     is_lone = (np.bincount(cell, minlength=cells) == 1)[cell]
@@ -372,6 +363,29 @@ def _add_strata_up(
         # Of no rows bincount makes integers.
         {name: np.bincount(cell, x, cells).astype(np.float64) for name, x in sums.items()},
     )
+
+
+def compute_moments(n: Floats, rows: Floats, hits: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean, variance and third central moment of hypergeometric counts.
+
+    Args:
+        n: Rows of a cell in each stratum, shape (strata,).
+        rows: All rows of the stratum, at least n, same shape.
+        hits: Conversions among them, same shape.
+
+    Example:
+        >>> [x.round(3).tolist() for x in compute_moments(*map(np.array, ([2.0], [4.0], [2.0])))]
+        [[1.0], [0.333], [0.0]]
+    """
+    expected = n * hits / rows
+    free = rows > 1
+    variance = np.where(
+        free, expected * (1 - n / rows) * (rows - hits) / np.where(free, rows - 1, 1.0), 0.0
+    )
+    # Skewness of the hypergeometric distribution; of two rows there is none.
+    third = variance * (rows - 2 * hits) * (rows - 2 * n)
+    third /= np.where(rows > 2, rows * (rows - 2), np.inf)
+    return expected, variance, third
 
 
 def count_dimension(population: Population, dimension: Dimension) -> pl.DataFrame:

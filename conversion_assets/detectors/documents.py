@@ -115,7 +115,7 @@ class EstimateTable:
         columns = [
             "client", "dimension", "value", "n", "k", "unit", "rate", "shrunk_rate", "low", "high",
             "lift", "lift_low", "lift_high", "p_lift", "q_value", "own_weight", "verdict",
-            "is_adjusted", "naive_lift", "reversals", "forward",
+            "is_adjusted", "naive_lift", "reversals", "explained_by", "forward",
         ]  # fmt: skip
         for row in estimates.select(columns).iter_rows():
             estimate = {
@@ -139,7 +139,9 @@ class EstimateTable:
             if row[19]:
                 estimate["reversals"] = row[19]
             if row[20]:
-                estimate["forward"] = row[20]
+                estimate["explained_by"] = row[20]
+            if row[21]:
+                estimate["forward"] = row[21]
             self._lists[(row[0], row[1])].append(estimate)
 
     def get(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from conversion_assets.detectors.cells import ENDS
 from conversion_assets.detectors.codes import combine, encode, find_distinct
-from conversion_assets.detectors.reversals import find_reversals
+from conversion_assets.detectors.reversals import Strata, find_explanations, find_reversals
 from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.domain.terms import Verdict
@@ -49,6 +49,9 @@ BORROWED = ("prior_lift", "pool_lift", "pool_contributors", "pool_share", "pool_
 # Whatever other clients say, no cell is an act whose own outcomes would be seen more often than
 # this without any effect.
 OWN_EVIDENCE = 0.05
+# With a source, a month or a channel held fixed as well, an act must still stand out on its own
+# side this clearly.
+HELD_EVIDENCE = 0.05
 VERDICT_ORDER = [Verdict.ACT.value, Verdict.WATCH.value, Verdict.NO_EVIDENCE.value]
 
 
@@ -130,7 +133,7 @@ def compute_p_values(cells: pl.DataFrame) -> pl.DataFrame:
 
 def assess_cells(
     cells: pl.DataFrame,
-    strata: pl.DataFrame,
+    strata: Strata,
     config: LearningConfig,
     earlier: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
@@ -147,15 +150,20 @@ def assess_cells(
 
     Returns:
         The cells with rate, shrunk_rate, low, high, lift, lift_low, lift_high, p_lift, q_value,
-        own_weight, naive_lift, verdict and reversals, ordered as documents list them.
+        own_weight, naive_lift, verdict, reversals and explained_by, ordered as documents list them.
     """
     estimated = pl.concat(
         run_together([partial(_estimate_part, part, config) for part in _cut_by_client(cells)])
     )
     judged = _give_verdicts(_mark_repeated(_adjust(estimated), earlier), config)
     acts = judged.filter(pl.col("verdict") == Verdict.ACT.value)
-    of_acts = strata.join(acts.select("cell"), on="cell", how="semi", maintain_order="left")
-    return _judge(judged, find_reversals(acts, of_acts, config), config)
+    counts, held = (
+        frame.join(acts.select("cell"), on="cell", how="semi", maintain_order="left")
+        for frame in (strata.counts, strata.held)
+    )
+    reversals = find_reversals(acts, counts, config)
+    explanations = find_explanations(acts, held, HELD_EVIDENCE)
+    return _judge(judged, reversals.join(explanations, on="cell", how="left"), config)
 
 
 def _cut_by_client(cells: pl.DataFrame) -> list[pl.DataFrame]:
@@ -322,12 +330,13 @@ def _widen_chosen(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     ).drop(cs.starts_with("credible_"), "typical_spread")
 
 
-def _judge(cells: pl.DataFrame, reversals: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
+def _judge(cells: pl.DataFrame, checks: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:
     """Final verdicts and the order in which a document lists its estimates."""
     does_reverse = pl.col("turns_sign") | (pl.col("reversed_share") > config.reversal_share)
+    does_fade = pl.col("explained_by").is_not_null()
     return order_cells(
-        cells.join(reversals, on="cell", how="left").with_columns(
-            verdict=pl.when(does_reverse.fill_null(False))
+        cells.join(checks, on="cell", how="left").with_columns(
+            verdict=pl.when(does_reverse.fill_null(False) | does_fade)
             .then(pl.lit(Verdict.WATCH.value))
             .otherwise("verdict")
         )

@@ -81,6 +81,9 @@ class Estimate(_Model):
     verdict: Verdict
     naive_lift: float | None = Field(None, ge=0, description="Unadjusted raw lift")
     reversals: list[Reversal] | None = None
+    explained_by: list[str] | None = Field(
+        None, description="Variables that, held fixed, leave nothing of the effect that stands out"
+    )
     forward: ForwardRecord | None = None
 
 

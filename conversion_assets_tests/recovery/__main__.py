@@ -7,7 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from conversion_assets_tests.recovery import marks, power, randomised, repetition, touch_hazards
+from conversion_assets_tests.recovery import (
+    marks,
+    passengers,
+    power,
+    randomised,
+    repetition,
+    touch_hazards,
+)
 from conversion_assets_tests.recovery.propensity_experiment import PropensityExperimentConfig
 from conversion_assets_tests.recovery.table import Row, write_json, write_line, write_markdown
 from conversion_assets_tests.recovery.worlds import HAZARD, PROPENSITY
@@ -32,6 +39,10 @@ SMALL: dict[str, Measure] = {
     ),
     "reversals": lambda: marks.measure_reversals(1, 10_000),
     "reversals-propensity": lambda: marks.measure_reversals(1, 10_000, world=PROPENSITY),
+    "passengers-hazard-source": lambda: passengers.measure_passengers(6, 4000, cause="source"),
+    "passengers-propensity-month": lambda: passengers.measure_passengers(
+        6, 4000, cause="month", world=PROPENSITY
+    ),
     "planted": lambda: marks.measure_planted(1, 10_000),
     "planted-propensity": lambda: marks.measure_planted(1, 10_000, world=PROPENSITY),
     "power": lambda: power.measure_power(8, 1000),
@@ -54,6 +65,13 @@ FULL: dict[str, Measure] = {
     "mixed-propensity": lambda: marks.measure_mixed(150, 1000, world=PROPENSITY),
     "continuous": lambda: marks.measure_continuous(40, 2000),
     "continuous-propensity": lambda: marks.measure_continuous(60, 2000, world=PROPENSITY),
+    **{
+        f"passengers-{world}-{cause.split()[0]}": partial(
+            passengers.measure_passengers, 60, 5000, cause=cause, world=world
+        )
+        for world in (HAZARD, PROPENSITY)
+        for cause in passengers.CAUSES
+    },
     "planted": lambda: marks.measure_planted(20, 10_000),
     "planted-propensity": lambda: marks.measure_planted(20, 10_000, world=PROPENSITY),
     **{

@@ -22,6 +22,7 @@ from conversion_assets.synthetic.generator import generate_agency
 from conversion_assets_tests.recovery import (
     __main__,
     marks,
+    passengers,
     power,
     randomised,
     repetition,
@@ -44,6 +45,17 @@ def test_noise_of_the_other_mechanism_is_hardly_ever_an_act():
     assert marks.is_plausible(share), share
     assert share.baseline == 1.0
     assert per_client.baseline > 15 > 1 > per_client.value
+
+
+@slow
+@pytest.mark.parametrize(("cause", "world"), [("source", HAZARD), ("month", PROPENSITY)])
+def test_what_only_goes_with_a_cause_is_no_act(cause, world):
+    """Raw rates call it in every client; without holding the cause fixed we would in many."""
+    share, unheld, *source = passengers.measure_passengers(8, 6000, cause=cause, world=world)
+    assert marks.is_plausible(share), share
+    assert unheld.value > 0.3 > share.value
+    assert share.baseline == 1.0
+    assert [mark.value for mark in source] == ([1.0] if cause == "source" else [])
 
 
 @slow

@@ -356,6 +356,7 @@ def estimates(draw):
         lift=draw(positive), lift_interval=[draw(finite), draw(finite)], p_lift=draw(share),
         q_value=draw(share), own_weight=draw(share), borrowed_weight=draw(share), verdict="act",
         naive_lift=draw(st.none() | positive),
+        explained_by=draw(st.none() | st.lists(words, max_size=2)),
     )  # fmt: skip
 
 

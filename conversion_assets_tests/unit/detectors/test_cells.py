@@ -205,7 +205,7 @@ def test_strata_of_chosen_cells_are_those_of_a_count_by_each_variable(rows, data
         promising = counted.filter(pl.Series(is_chosen, dtype=pl.Boolean)).with_columns(
             cell=pl.int_range(pl.len(), dtype=pl.Int64) * 3
         )
-        found = count_strata(population, [dimension], promising)
+        found = count_strata(population, [dimension], promising).counts
         every = [
             count_cells(population, dimension, [*dimension.within, variable])
             .sort("client", "value", variable)
@@ -223,6 +223,47 @@ def test_strata_of_chosen_cells_are_those_of_a_count_by_each_variable(rows, data
         ]
         want = pl.concat([pl.DataFrame(schema=STRATA), *every])
         assert found.equals(want.sort("cell", "variable", maintain_order=True))
+
+
+HELD_BY = (
+    (FLAGGED, lambda r: {v for v, c in (("one", 6), ("two", 7)) if r[c]}, lambda r: r[5],
+     {"touch_stratum": lambda r: (r[2], r[3])}),
+    (CHECKED, lambda r: {r[1]} - {None}, lambda r: True,
+     {"channel": lambda r: r[2], "touch_stratum": lambda r: r[3]}),
+    (TIERED, lambda r: {f"{r[2]}|{r[1]}"} if r[1] else set(), lambda r: r[2] is not None,
+     {"touch_stratum": lambda r: (r[2], r[3])}),
+)  # fmt: skip
+"""Dimension, labels of a row, rows that count, and strata by the variable that is held as well."""
+
+
+@settings(max_examples=120, deadline=None)
+@given(rows_of_touches, st.data())
+def test_one_variable_more_is_held_fixed_exactly(rows, data):
+    """Beside what the dimension holds, and only where it does not hold that variable already."""
+    population = _population(rows)
+    for dimension, labels_of, counts_in, strata_by in HELD_BY:
+        counted = count_dimension(population, dimension)
+        is_chosen = data.draw(
+            st.lists(st.booleans(), min_size=counted.height, max_size=counted.height)
+        )
+        promising = counted.filter(pl.Series(is_chosen, dtype=pl.Boolean)).with_columns(
+            cell=pl.int_range(pl.len(), dtype=pl.Int64) * 3
+        )
+        held = count_strata(population, [dimension], promising).held
+        assert held.select("cell", "variable").rows() == [
+            (cell, variable) for cell in promising["cell"] for variable in strata_by
+        ]
+        named = held.join(promising.select("cell", "client", "value"), on="cell")
+        for variable, strata_of in strata_by.items():
+            slow = _slow(rows, labels_of, strata_of, counts_in)
+            for client, value, k, *moments in (
+                named.filter(variable=variable)
+                .select("client", "value", "k", "expected", "variance", "third")
+                .iter_rows()
+            ):
+                want = slow[client, value]
+                assert k == want[1]
+                assert moments == pytest.approx(want[2:5], abs=1e-9)
 
 
 def test_frequent_values_come_first_and_ties_by_name():

@@ -14,6 +14,7 @@ from conversion_assets.detectors import how, what, when, who
 from conversion_assets.detectors.cells import count_dimension, summarize_cells
 from conversion_assets.detectors.ledger import (
     CELL,
+    HELD_EVIDENCE,
     OWN_EVIDENCE,
     _add_intervals,
     _adjust,
@@ -27,7 +28,11 @@ from conversion_assets.detectors.population import select_population
 from conversion_assets.detectors.reversals import count_strata
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import build_features
-from conversion_assets.stats.multiplicity import compute_two_sided_p, find_testable
+from conversion_assets.stats.multiplicity import (
+    compute_mid_p,
+    compute_two_sided_p,
+    find_testable,
+)
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import generate_agency
 
@@ -101,6 +106,31 @@ def _slow_reversals(rows, is_in, outcome, value, variable, is_up):
     return found, seen > expected
 
 
+def _slow_explanations(rows, is_in, dimension, value, is_up):
+    """Variables that leave nothing of an effect, held fixed beside what the dimension holds."""
+    found = set()
+    for variable in set(dimension.checked) - set(dimension.strata):
+        strata = defaultdict(list)
+        for row in rows:
+            held = tuple(row[c] for c in [*dimension.strata, variable])
+            strata[held].append((value in is_in(row), bool(row[dimension.outcome])))
+        tables = [
+            stats.hypergeom(len(m), sum(hit for _, hit in m), sum(inside for inside, _ in m))
+            for m in strata.values()
+        ]
+        free = [table for table in tables if table.var() > 0]
+        k = sum(inside and hit for m in strata.values() for inside, hit in m)
+        moments = (
+            sum(table.mean() for table in tables),
+            sum(table.var() for table in free),
+            sum(float(table.stats("s")) * table.var() ** 1.5 for table in free),
+        )
+        upper, lower = compute_mid_p(*(np.array([float(x)]) for x in (k, *moments)))
+        if (upper if is_up else lower)[0] > HELD_EVIDENCE:
+            found.add(variable)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("simpson", [False, True])
 def test_reversals_and_acts_read_literally(simpson):
@@ -126,8 +156,8 @@ def test_reversals_and_acts_read_literally(simpson):
         frame, is_in = _labels(population, dimension)
         mine = frame.filter(pl.col("client") == cell["client"])
         needed = [
-            c for c in [*columns, "label", *dimension.within, *dimension.checked,
-                        *dimension.flags.values()]
+            c for c in [*columns, "label", *dimension.within, *dimension.strata,
+                        *dimension.checked, *dimension.flags.values()]
             if c in mine.columns
         ]  # fmt: skip
         rows = mine.select(list(dict.fromkeys(needed))).to_dicts()
@@ -152,8 +182,10 @@ def test_reversals_and_acts_read_literally(simpson):
             listed = {r["stratum"] for r in cell["reversals"] or [] if r["variable"] == variable}
             sure = {("unknown" if s is None else str(s)) for s in away - unsure}
             assert sure <= listed <= sure | {("unknown" if s is None else str(s)) for s in unsure}
+        explaining = _slow_explanations(rows, is_in, dimension, cell["value"], is_up)
+        assert set(cell["explained_by"] or []) == explaining, cell
         if not is_close:
-            assert cell["verdict"] == ("watch" if does_reverse else "act"), cell
+            assert cell["verdict"] == ("watch" if does_reverse or explaining else "act"), cell
             checked += 1
     assert checked > 15
 

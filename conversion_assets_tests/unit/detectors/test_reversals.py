@@ -1,4 +1,4 @@
-"""What is left out when strata are compared cannot matter."""
+"""What turns round within strata, what fades there, and what is left out when they are compared."""
 
 import numpy as np
 import polars as pl
@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from conversion_assets.detectors.reversals import MOST_AGAINST_MEANS, STRATA, find_reversals
+from conversion_assets.detectors.reversals import (
+    HELD,
+    MOST_AGAINST_MEANS,
+    STRATA,
+    find_explanations,
+    find_reversals,
+)
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.stats.intervals import compute_probability_greater
 
@@ -48,3 +54,46 @@ def test_a_low_threshold_looks_at_every_stratum():
     assert [[r["stratum"] for r in listed] for listed in found] == [["b"]]
     assert 0.51 < found[0][0]["probability"] < 0.80
     assert find_reversals(acts, strata, LearningConfig())["reversals"].to_list() == [None]
+
+
+LEVEL = 0.05
+
+
+def _hold(k, tables):
+    """One row of `HELD`: tables are (n, rows, hits) of the strata."""
+    laws = [stats.hypergeom(rows, hits, n) for n, rows, hits in tables]
+    mean, variance = (sum(float(getattr(law, what)()) for law in laws) for what in ("mean", "var"))
+    third = sum(
+        float(law.stats("s")) * float(law.var()) ** 1.5 for law in laws if float(law.var()) > 0
+    )
+    return pl.DataFrame([(7, "source", k, mean, variance, third)], schema=HELD, orient="row")
+
+
+def _explain(k, tables, lift):
+    acts = pl.DataFrame({"cell": [7], "lift": [lift]})
+    return find_explanations(acts, _hold(k, tables), LEVEL).rows()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(20, 200), st.integers(60, 400), st.floats(0.05, 0.6), st.floats(0, 1))
+def test_what_does_not_stand_out_on_its_side_is_explained(n, others, rate, place):
+    """Against the exact mid-p of one table."""
+    rows = n + others
+    hits = max(1, round(rate * rows))
+    law = stats.hypergeom(rows, hits, n)
+    k = int(law.ppf(place)) if place > 0 else int(law.support()[0])
+    for lift, tail in ((1.5, float(law.sf(k))), (0.5, float(law.cdf(k - 1)))):
+        mid_p = tail + float(law.pmf(k)) / 2
+        if abs(mid_p - LEVEL) > 0.01:
+            is_explained = bool(_explain(k, [(n, rows, hits)], lift))
+            assert is_explained == (mid_p > LEVEL), (mid_p, lift)
+
+
+def test_a_cell_that_fills_its_strata_cannot_be_told_from_them():
+    assert _explain(40, [(100, 100, 40)], 2.0) == [(7, ["source"])]
+
+
+def test_what_works_in_every_stratum_is_not_explained():
+    tables = [(50, 500, 50), (60, 300, 90)]
+    assert _explain(20 + 40, tables, 1.7) == []
+    assert _explain(20 + 40, tables, 0.7) == [(7, ["source"])]
