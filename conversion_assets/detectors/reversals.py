@@ -20,7 +20,7 @@ from conversion_assets.detectors.cells import (
     find_members,
 )
 from conversion_assets.detectors.codes import Booleans, Ints, count_codes
-from conversion_assets.detectors.population import Population
+from conversion_assets.detectors.population import LAST_TOUCH_STRATUM, Population
 from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.stats.intervals import compute_probability_greater
@@ -157,7 +157,7 @@ def _count_variable(
         {
             "cell": members.cells["cell"].gather(which),
             "variable": pl.repeat(variable, occurring.size, eager=True),
-            "stratum": coded.values.cast(pl.String).fill_null(UNKNOWN).gather(code),
+            "stratum": _name_strata(variable, coded.values).gather(code),
             "n": n[occurring],
             "k": k,
             "base_n": all_n[base],
@@ -165,6 +165,18 @@ def _count_variable(
         },
         schema=STRATA,
     )
+
+
+def _name_strata(variable: str, values: pl.Series) -> pl.Series:
+    """Values of a variable as its reader knows them: months as 2026-01, the last touches as 8+."""
+    if variable == "month":
+        year, month = (values - 1) // 12, (values - 1) % 12 + 1
+        names = year.cast(pl.String) + "-" + month.cast(pl.String).str.zfill(2)
+    elif variable == "touch_stratum":
+        names = values.cast(pl.String).replace(str(LAST_TOUCH_STRATUM), f"{LAST_TOUCH_STRATUM}+")
+    else:
+        names = values.cast(pl.String)
+    return names.fill_null(UNKNOWN)
 
 
 def _hold_fixed(

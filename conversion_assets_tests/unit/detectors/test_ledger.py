@@ -106,6 +106,14 @@ def _slow_reversals(rows, is_in, outcome, value, variable, is_up):
     return found, seen > expected
 
 
+def _name(variable, stratum):
+    if stratum is None:
+        return "unknown"
+    if variable == "month":
+        return f"{(stratum - 1) // 12}-{(stratum - 1) % 12 + 1:02}"
+    return "8+" if (variable, stratum) == ("touch_stratum", 8) else str(stratum)
+
+
 def _slow_explanations(rows, is_in, dimension, value, is_up):
     """Variables that leave nothing of an effect, held fixed beside what the dimension holds."""
     found = set()
@@ -180,8 +188,8 @@ def test_reversals_and_acts_read_literally(simpson):
             unsure = {s for s, (_, p, error) in found.items() if abs(p - 0.9) < error}
             is_close |= bool(unsure)
             listed = {r["stratum"] for r in cell["reversals"] or [] if r["variable"] == variable}
-            sure = {("unknown" if s is None else str(s)) for s in away - unsure}
-            assert sure <= listed <= sure | {("unknown" if s is None else str(s)) for s in unsure}
+            sure = {_name(variable, s) for s in away - unsure}
+            assert sure <= listed <= sure | {_name(variable, s) for s in unsure}
         explaining = _slow_explanations(rows, is_in, dimension, cell["value"], is_up)
         assert set(cell["explained_by"] or []) == explaining, cell
         if not is_close:

@@ -1,15 +1,19 @@
 """What turns round within strata, what fades there, and what is left out when they are compared."""
 
+from datetime import date
+
 import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from conversion_assets.detectors.population import _month
 from conversion_assets.detectors.reversals import (
     HELD,
     MOST_AGAINST_MEANS,
     STRATA,
+    _name_strata,
     find_explanations,
     find_reversals,
 )
@@ -97,3 +101,15 @@ def test_what_works_in_every_stratum_is_not_explained():
     tables = [(50, 500, 50), (60, 300, 90)]
     assert _explain(20 + 40, tables, 1.7) == []
     assert _explain(20 + 40, tables, 0.7) == [(7, ["source"])]
+
+
+def test_strata_are_named_as_a_reader_knows_them():
+    """Months come from dates, so the name of each is compared with its dates' own."""
+    days = pl.date_range(date(2024, 11, 1), date(2026, 2, 28), "17d", eager=True).cast(
+        pl.Datetime("us", "UTC")
+    )
+    named = _name_strata("month", _month(days))
+    assert named.to_list() == days.dt.strftime("%Y-%m").to_list()
+    touches = pl.Series([None, 1, 8], dtype=pl.Int32)
+    assert _name_strata("touch_stratum", touches).to_list() == ["unknown", "1", "8+"]
+    assert _name_strata("source", pl.Series([None, "8"])).to_list() == ["unknown", "8"]
