@@ -76,7 +76,7 @@ def _print_pattern(stored: "StoredPattern") -> None:
     )
     rows = [
         [
-            str(finding.estimate.verdict),
+            finding.standing,
             finding.path,
             finding.label,
             f"{finding.estimate.lift:.2f}",

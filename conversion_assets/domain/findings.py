@@ -24,6 +24,23 @@ class Finding(NamedTuple):
         value = self.estimate.value
         return " → ".join(value) if isinstance(value, list) else str(value)
 
+    @property
+    def standing(self) -> str:
+        """The verdict, and behind a watch what keeps it from being an act if that is recorded."""
+        estimate = self.estimate
+        if estimate.verdict is not Verdict.WATCH:
+            return estimate.verdict.value
+        explaining = estimate.explained_by or []
+        turned = list(dict.fromkeys(one.variable for one in estimate.reversals or []))
+        reasons = [
+            f"{what} by {', '.join(variables)}"
+            for what, variables in (("explained", explaining), ("reverses", turned))
+            if variables
+        ]
+        if estimate.forward is not None and estimate.forward.status == "lost":
+            reasons.append("forward record lost")
+        return f"watch: {'; '.join(reasons)}" if reasons else estimate.verdict.value
+
 
 def iterate_findings(document: AnyPattern) -> Iterator[Finding]:
     """Yield every estimate of a document once, in the order of the document.

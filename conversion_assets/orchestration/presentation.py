@@ -79,7 +79,7 @@ def _table_row(finding: Finding) -> str:
     estimate = finding.estimate
     label = finding.label.replace("|", "\\|").replace("\n", " ")
     return (
-        f"| {estimate.verdict} | {finding.path} | {label} | {estimate.lift:.2f}× "
+        f"| {finding.standing} | {finding.path} | {label} | {estimate.lift:.2f}× "
         f"| {_interval(estimate.lift_interval)} | {estimate.k}/{estimate.n} "
         f"| {estimate.q_value:.3f} |"
     )

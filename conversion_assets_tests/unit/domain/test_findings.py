@@ -1,7 +1,12 @@
 import pytest
 
 from conversion_assets.domain.findings import Finding, iterate_findings, rank_findings
-from conversion_assets.domain.patterns import SignalEstimate, TimingSignals
+from conversion_assets.domain.patterns import (
+    ForwardRecord,
+    Reversal,
+    SignalEstimate,
+    TimingSignals,
+)
 from conversion_assets.domain.terms import PatternType, Verdict
 from conversion_assets_tests.documents import document, estimate
 
@@ -58,3 +63,29 @@ def test_a_lift_interval_from_zero_can_be_ranked():
 
 def test_a_sequence_reads_with_arrows():
     assert Finding("winning_sequences", estimate(["email", "voice"])).label == "email → voice"
+
+
+def test_a_watch_says_what_keeps_it_from_being_an_act():
+    reversal = Reversal(variable="source", stratum="fair", share=0.4, probability=0.95)
+    lost = ForwardRecord(
+        windows=2, judged=2, n=100, k=3, lift=0.5, lift_interval=[0.2, 1.0], p_lift=0.04, inside=0,
+        brier=None, brier_base=None, evidence_against=40.0, status="lost",
+    )  # fmt: skip
+    found = {
+        "explained by source, month": {"explained_by": ["source", "month"]},
+        "reverses by source": {"reversals": [reversal, reversal]},
+        "forward record lost": {"forward": lost},
+        "explained by month; reverses by source": {
+            "explained_by": ["month"], "reversals": [reversal],
+        },
+    }  # fmt: skip
+    for reason, update in found.items():
+        for verdict, standing in (
+            (Verdict.WATCH, f"watch: {reason}"),
+            # A reversal in a few rows is listed beside an act, too.
+            (Verdict.ACT, "act"),
+        ):
+            one = estimate("x").model_copy(update={**update, "verdict": verdict})
+            assert Finding("industry_rankings", one).standing == standing
+    plain = estimate("x").model_copy(update={"verdict": Verdict.WATCH})
+    assert Finding("industry_rankings", plain).standing == "watch"
