@@ -1,5 +1,6 @@
 """From counts to estimates: shrinkage, lift, one ledger of tests per client, and verdicts."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import polars.selectors as cs
 from numpy.typing import NDArray
 
 from conversion_assets.detectors.cells import ENDS
-from conversion_assets.detectors.codes import combine, encode, find_distinct
+from conversion_assets.detectors.codes import Ints, combine, encode, find_distinct
 from conversion_assets.detectors.reversals import Strata, find_explanations, find_reversals
 from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
@@ -52,6 +53,9 @@ OWN_EVIDENCE = 0.05
 # With a source, a month or a channel held fixed as well, an act must still stand out on its own
 # side this clearly.
 HELD_EVIDENCE = 0.05
+# Hazards nearly always differ by touch number and gap, if only because those who would answer do so
+# soon. In one ledger these many true discoveries would pay for false ones elsewhere.
+CADENCE = ("touch_hazard", "optimal_gaps")
 VERDICT_ORDER = [Verdict.ACT.value, Verdict.WATCH.value, Verdict.NO_EVIDENCE.value]
 
 
@@ -117,10 +121,12 @@ def compute_p_values(cells: pl.DataFrame) -> pl.DataFrame:
     rough = settle_ends(compute_mid_p(k, *moments), k, (least, most, log_least, log_most))
     upper, lower = refine_mid_p(rough, k, n, (table_n, table_k))
     p = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
-    client = cells["client"].to_numpy().astype(np.int64)
     lasting = np.ones(cells.height)
-    always_valid = compute_always_valid_p(k, *moments)
-    lasting[tested] = adjust_benjamini_hochberg(always_valid[tested], client[tested])
+    always_valid = compute_always_valid_p(k, *moments)[tested]
+    lasting[tested] = _adjust_twice(
+        cells.filter(pl.Series(tested)),
+        lambda ledger: adjust_benjamini_hochberg(always_valid, ledger),
+    )
     return cells.with_columns(
         upper_p=upper,
         lower_p=lower,
@@ -287,13 +293,26 @@ def _adjust(cells: pl.DataFrame) -> pl.DataFrame:
     up = np.where(only_winners & np.isnan(pool), 1.0, up)
     down = np.where(only_winners, 0.0, down)
     first = np.ones(cells.height)
-    first[tested] = adjust_directions(
-        upper[tested],
-        lower[tested],
-        (up[tested], down[tested]),
-        cells["client"].to_numpy().astype(np.int64)[tested],
+    first[tested] = _adjust_twice(
+        cells.filter("is_tested"),
+        lambda ledger: adjust_directions(
+            upper[tested], lower[tested], (up[tested], down[tested]), ledger
+        ),
     )
     return cells.with_columns(first_q=np.where(is_weak, 1.0, first))
+
+
+def _adjust_twice(cells: pl.DataFrame, adjust: Callable[[Ints], Floats]) -> Floats:
+    """q-values in each client's ledger; beside touch numbers and gaps also in that of the others.
+
+    Args:
+        cells: Cells of the ledgers, columns client and dimension.
+        adjust: q-values within ledgers, given the number of each cell's.
+    """
+    client = cells["client"].to_numpy().astype(np.int64)
+    is_cadence = cells["dimension"].is_in(CADENCE).to_numpy()
+    whole, apart = adjust(client), adjust(2 * client + is_cadence)
+    return np.where(is_cadence, whole, np.maximum(whole, apart))
 
 
 def _give_verdicts(cells: pl.DataFrame, config: LearningConfig) -> pl.DataFrame:

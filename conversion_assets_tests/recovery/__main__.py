@@ -39,6 +39,8 @@ SMALL: dict[str, Measure] = {
     ),
     "reversals": lambda: marks.measure_reversals(1, 10_000),
     "reversals-propensity": lambda: marks.measure_reversals(1, 10_000, world=PROPENSITY),
+    "cadence": lambda: marks.measure_cadence(8, 4000),
+    "cadence-propensity": lambda: marks.measure_cadence(8, 4000, world=PROPENSITY),
     "passengers-hazard-source": lambda: passengers.measure_passengers(6, 4000, cause="source"),
     "passengers-propensity-month": lambda: passengers.measure_passengers(
         6, 4000, cause="month", world=PROPENSITY
@@ -65,6 +67,8 @@ FULL: dict[str, Measure] = {
     "mixed-propensity": lambda: marks.measure_mixed(150, 1000, world=PROPENSITY),
     "continuous": lambda: marks.measure_continuous(40, 2000),
     "continuous-propensity": lambda: marks.measure_continuous(60, 2000, world=PROPENSITY),
+    "cadence": lambda: marks.measure_cadence(60, 5000),
+    "cadence-propensity": lambda: marks.measure_cadence(60, 5000, world=PROPENSITY),
     **{
         f"passengers-{world}-{cause.split()[0]}": partial(
             passengers.measure_passengers, 60, 5000, cause=cause, world=world

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
+from conversion_assets.detectors import ledger
 from conversion_assets.domain.terms import PatternType
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets_tests.recovery import worlds
@@ -97,6 +99,30 @@ def measure_null(
              detail={"confidence of the baseline, median client":
                      f"{confidence['confidence'].median() or 0.0:.2f}"}),
         *measure_coverage(learned.cells, "no signal", is_null=True, world=where),
+    ]  # fmt: skip
+
+
+def measure_cadence(clients: int, leads: int, *, seed: int = 13, world: str = HAZARD) -> list[Mark]:
+    """Mark 1 where touch numbers and gaps alone matter: how many clients hear of anything else.
+
+    Shown beside: the same when one ledger for all is asked and no other.
+    """
+    learned = worlds.learn_cadence(world, clients, leads, seed)
+    with patch.object(ledger, "CADENCE", ()):
+        at_once = worlds.learn_cadence(world, clients, leads, seed)
+    is_other = pl.col("is_null") & ~pl.col("dimension").is_in(ledger.CADENCE)
+    acts, unparted = (one.cells.filter(IS_ACT) for one in (learned, at_once))
+    wins = learned.baseline.filter("is_win", is_other)
+    ours, before, theirs = (
+        rows.filter(is_other)["client_id"].n_unique() / clients for rows in (acts, unparted, wins)
+    )
+    due = acts.filter(pl.col("dimension").is_in(ledger.CADENCE)).height / clients
+    return [
+        Mark(1, "clients with nothing but a cadence that hear another act", ours, high=0.10,
+             n=clients, detail=_count(acts.filter(is_other), "dimension"), world=world,
+             baseline=theirs),
+        Mark(1, "the same, one ledger for all", before, n=clients, world=world),
+        Mark(1, "acts about touch numbers and gaps, by client", due, n=clients, world=world),
     ]  # fmt: skip
 
 

@@ -6,7 +6,8 @@ base, no strata and no halves, and asks one question by the count of conversions
 powerful test of a ratio. "The same false-discovery level" can be read in two ways:
 
 - in the ledger: its p-value stands in the place of ours among the other hypotheses of the client,
-  and counts when its q-value is at most 0.10. Whoever uses it on all cells keeps the share of false
+  and counts when its q-value is at most 0.10, in the whole ledger and in the one without touch
+  numbers and gaps, as ours has to be. Whoever uses it on all cells keeps the share of false
   discoveries at 10 %, as we do.
 - alone: its p-value is at most 0.10. That is a level for one hypothesis that somebody named
   beforehand; used on every cell of a client it would call thirty false ones.
@@ -30,6 +31,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from conversion_assets import learning
+from conversion_assets.detectors.ledger import CADENCE
 from conversion_assets.detectors.population import Population, select_population
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.features import Features, build_features
@@ -263,14 +265,14 @@ def _judge(
         None if ledger is None
         else next(ledger.filter(dimension=dimension, value=label).iter_rows(named=True), None)
     )  # fmt: skip
-    others = np.empty(0)
-    weighted = False
+    ledgers: list[pl.DataFrame] = []
     if ledger is not None:
         is_cell = (pl.col("dimension") == dimension) & (pl.col("value") == label)
-        others = ledger.filter("is_tested", ~is_cell)["p_value"].to_numpy()
-        weighted = row is not None and _is_called_weighted(
-            tail, row, ledger.filter("is_tested", ~is_cell)
-        )
+        tested = ledger.filter("is_tested", ~is_cell)
+        # None of mark 7's effects is one of cadence, so each has to convince in both.
+        ledgers = [tested, tested.filter(~pl.col("dimension").is_in(CADENCE))]
+    others = [one["p_value"].to_numpy() for one in ledgers]
+    weighted = row is not None and all(_is_called_weighted(tail, row, one) for one in ledgers)
     plain = whole if dimension == SEQUENCE else row
     found = row is not None and row["verdict"] == "act" and row["lift"] > 1
     passes = row is not None and row["q_value"] <= SETTINGS.act_q and row["lift"] > 1
@@ -285,10 +287,14 @@ def _judge(
     }
 
 
-def _is_called(p: float, others: Any) -> bool:
-    together = np.append(others, p)
-    q = adjust_benjamini_hochberg(together, np.zeros(len(together), np.int64))
-    return bool(q[-1] <= SETTINGS.act_q)
+def _is_called(p: float, ledgers: Sequence[Any]) -> bool:
+    """Whether a p-value is called among the others of each ledger; alone where there is none."""
+    for others in ledgers or [np.empty(0)]:
+        together = np.append(others, p)
+        q = adjust_benjamini_hochberg(together, np.zeros(len(together), np.int64))
+        if q[-1] > SETTINGS.act_q:
+            return False
+    return True
 
 
 def _is_called_weighted(tail: float, row: dict[str, Any], others: pl.DataFrame) -> bool:
@@ -305,7 +311,9 @@ def _is_called_weighted(tail: float, row: dict[str, Any], others: pl.DataFrame) 
     return bool(q[-1] <= SETTINGS.act_q)
 
 
-def _find_stage(row: dict[str, Any] | None, others: Any, *, passes: bool, is_sequence: bool) -> str:
+def _find_stage(
+    row: dict[str, Any] | None, others: Sequence[Any], *, passes: bool, is_sequence: bool
+) -> str:
     """First step at which a cell that the oracle calls fails to become an act."""
     if row is None:
         return "a half too small to be tested" if is_sequence else "no such cell"
@@ -314,7 +322,7 @@ def _find_stage(row: dict[str, Any] | None, others: Any, *, passes: bool, is_seq
     if row["q_value"] <= SETTINGS.act_q and not row["is_confirmed"]:
         return "not shown by both halves"
     if row["verdict"] == "watch" and row["q_value"] <= SETTINGS.act_q:
-        return "a reversal"
+        return "an explanation" if row["explained_by"] else "a reversal"
     if passes:
         return "the interval of the lift"
     if row["lift"] > 1 and _is_called(row["p_value"] / 2, others):

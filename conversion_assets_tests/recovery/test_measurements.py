@@ -48,6 +48,16 @@ def test_noise_of_the_other_mechanism_is_hardly_ever_an_act():
 
 
 @slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_cadence_pays_for_no_other_act(world):
+    share, at_once, due = marks.measure_cadence(8, 8000, world=world)
+    assert marks.is_plausible(share), share
+    assert share.value <= at_once.value
+    assert due.value > 2
+    assert share.baseline == 1.0
+
+
+@slow
 @pytest.mark.parametrize(("cause", "world"), [("source", HAZARD), ("month", PROPENSITY)])
 def test_what_only_goes_with_a_cause_is_no_act(cause, world):
     """Raw rates call it in every client; without holding the cause fixed we would in many."""

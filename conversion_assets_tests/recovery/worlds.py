@@ -10,6 +10,7 @@ from datetime import datetime
 import numpy as np
 import polars as pl
 
+from conversion_assets.detectors.ledger import CADENCE
 from conversion_assets.synthetic.config import (
     DEFAULT_EFFECTS,
     LEAD_DIMENSIONS,
@@ -69,6 +70,22 @@ def learn_null(world: str, clients: int, leads: int, seed: int, *, frailty: floa
     return learn_agency(
         SyntheticConfig(clients=clients, leads=leads, seed=seed, null=True, frailty=frailty)
     )
+
+
+def learn_cadence(world: str, clients: int, leads: int, seed: int) -> Learned:
+    """Clients in which nothing matters but how many touches came before, and the days since.
+
+    In the other generator touch numbers matter by themselves: whoever converts does so early.
+    """
+    if world == PROPENSITY:
+        return learn_propensity(
+            PropensityConfig(clients=clients, leads=leads, seed=seed, rate=BASE, odds={})
+        )
+    effects = tuple(e for e in DEFAULT_EFFECTS if e.dimension in CADENCE)
+    return learn_agency(
+        SyntheticConfig(clients=clients, leads=leads, seed=seed, effects=effects,
+                        base_conversion=BASE)
+    )  # fmt: skip
 
 
 def generate_null(

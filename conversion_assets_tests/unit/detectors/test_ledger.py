@@ -13,6 +13,7 @@ from scipy import stats
 from conversion_assets.detectors import how, what, when, who
 from conversion_assets.detectors.cells import count_dimension, summarize_cells
 from conversion_assets.detectors.ledger import (
+    CADENCE,
     CELL,
     HELD_EVIDENCE,
     OWN_EVIDENCE,
@@ -33,6 +34,7 @@ from conversion_assets.stats.multiplicity import (
     compute_two_sided_p,
     find_testable,
 )
+from conversion_assets.stats.sequential import compute_always_valid_p
 from conversion_assets.synthetic.config import SyntheticConfig
 from conversion_assets.synthetic.generator import generate_agency
 
@@ -237,21 +239,36 @@ def test_one_ledger_per_client_over_all_detectors(simpson):
         mine = (estimates["client"] == client).to_numpy()
         assert estimates.filter(mine)["pattern"].n_unique() == 4
         assert (estimates["q_value"].to_numpy()[mine & ~tested] == 1).all()
-        hypotheses = []
-        for row, p in zip(estimates.iter_rows(named=True), two_sided, strict=True):
-            if row["client"] == client and row["is_tested"]:
-                hypotheses += _list_directions(row, is_weak=p > OWN_EVIDENCE)
-        mean = sum(weight for *_, weight in hypotheses) / len(hypotheses)
-        scaled = stats.false_discovery_control(
-            [min(1.0, p * mean / weight) for _, p, weight in hypotheses]
-        )
-        expected = defaultdict(lambda: 1.0)
-        for (cell, *_), q in zip(hypotheses, scaled, strict=True):
-            expected[cell] = min(expected[cell], q)
+        rows = [
+            (row, p)
+            for row, p in zip(estimates.iter_rows(named=True), two_sided, strict=True)
+            if row["client"] == client and row["is_tested"]
+        ]
+        expected = _adjust_slowly(rows)
+        # Beside touch numbers and gaps a cell has to convince among the others alone as well.
+        others = [(row, p) for row, p in rows if row["dimension"] not in CADENCE]
+        assert len(others) < len(rows)
+        for cell, q in _adjust_slowly(others).items():
+            expected[cell] = max(expected[cell], q)
         assert (estimates["q_value"].to_numpy()[mine & (two_sided > OWN_EVIDENCE)] == 1).all()
         strong = mine & tested & (two_sided <= OWN_EVIDENCE)
         for row in estimates.filter(strong).iter_rows(named=True):
             assert row["q_value"] == pytest.approx(expected[row["cell"]], rel=1e-12)
+
+
+def _adjust_slowly(rows):
+    """q-value of each cell in one ledger: both directions of every row."""
+    hypotheses = []
+    for row, p in rows:
+        hypotheses += _list_directions(row, is_weak=p > OWN_EVIDENCE)
+    mean = sum(weight for *_, weight in hypotheses) / len(hypotheses)
+    scaled = stats.false_discovery_control(
+        [min(1.0, p * mean / weight) for _, p, weight in hypotheses]
+    )
+    expected = defaultdict(lambda: 1.0)
+    for (cell, *_), q in zip(hypotheses, scaled, strict=True):
+        expected[cell] = min(expected[cell], q)
+    return expected
 
 
 def _list_directions(row, *, is_weak):
@@ -263,6 +280,29 @@ def _list_directions(row, *, is_weak):
         down = 1 / up if pool is not None else 0.5
         asked.append((row["cell"], 1.0 if is_weak else row["lower_p"], down))
     return asked
+
+
+def test_repeated_looks_have_both_ledgers_too():
+    """A slow q-value of every cell that is looked at every week, by the same rule."""
+    estimates, _ = _assess(False)
+    numbers = ("k", "expected", "variance", "third")
+    tested = estimates.filter("is_tested")
+    valid = compute_always_valid_p(*(tested[c].to_numpy().astype(float) for c in numbers))
+    differs = 0
+    for client in (0, 1):
+        mine = (tested["client"] == client).to_numpy()
+        other = mine & ~tested["dimension"].is_in(CADENCE).to_numpy()
+        whole = dict(
+            zip(np.flatnonzero(mine), stats.false_discovery_control(valid[mine]), strict=True)
+        )
+        apart = dict(
+            zip(np.flatnonzero(other), stats.false_discovery_control(valid[other]), strict=True)
+        )
+        for place, q in whole.items():
+            want = max(q, apart.get(place, q))
+            differs += want > q
+            assert tested["lasting_q"][int(place)] == pytest.approx(want, rel=1e-12)
+    assert differs > 10
 
 
 @pytest.mark.parametrize("simpson", [False, True])
