@@ -18,11 +18,13 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import polars as pl
 from sqlalchemy import Connection, Engine, inspect, text
 
+from conversion_assets.domain.errors import InputError
 from conversion_assets.storage.columnar.store import FeatureStore
 from conversion_assets.storage.database import reported_connection_errors
 from conversion_assets.storage.erasures import Erasure
@@ -366,16 +368,26 @@ def search_files(
 
 
 def _chunks(path: Path, matcher: Matcher) -> Iterator[bytes]:
-    """Bytes of a file in parts that overlap by the longest text."""
+    """Bytes of a file in parts that overlap by the longest text.
+
+    Another process reads: where this one closes a database file of SQLite's, all locks go that its
+    own connections hold on it, and the next process to leave takes the log from under them
+    (https://sqlite.org/howtocorrupt.html, 2.2).
+
+    Raises:
+        InputError: the file is there and cannot be read.
+    """
     overlap = max((len(text.encode()) for text in matcher.texts), default=1) + 2
-    try:
-        with path.open("rb") as file:
-            tail = b""
-            while data := file.read(BYTES_PER_SEARCH):
-                yield tail + data
-                tail = data[-overlap:]
-    except FileNotFoundError:
-        return  # a log that another process rotated away
+    command = ["/bin/cat", "--", str(path.absolute())]
+    with Popen(command, stdout=PIPE, stderr=DEVNULL) as reader:  # noqa: S603 - a path of ours
+        assert reader.stdout is not None  # noqa: S101 - for the types
+        tail = b""
+        while data := reader.stdout.read(BYTES_PER_SEARCH):
+            yield tail + data
+            tail = data[-overlap:]
+    # A log that another process rotated away is none.
+    if reader.returncode != 0 and path.exists():
+        raise InputError(f"file {path} cannot be read, so what it holds is unknown")
 
 
 def search_free_space(engine: Engine, identity: Identity) -> Searched:

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy import insert, inspect, select, text, update
 
 from conversion_assets.domain.config import LearningConfig
-from conversion_assets.domain.errors import ConflictError, NotFoundError
+from conversion_assets.domain.errors import ConflictError, InputError, NotFoundError
 from conversion_assets.domain.terms import PatternType
 from conversion_assets.refresh import erase as erasing
 from conversion_assets.refresh.erase import (
@@ -368,6 +370,35 @@ def test_bytes_are_gone_from_the_sqlite_file(sqlite_url, agency, tmp_path):
     assert b"zebulonquux" not in data
     assert b"Quux" not in data
     engine.dispose()
+
+
+def test_the_search_of_the_bytes_leaves_the_locks_of_open_connections(sqlite_url):
+    """A process that leaves meanwhile must not take the log for one that nobody uses."""
+    engine = create_database_engine(sqlite_url)
+    path = Path(str(engine.url.database))
+    erasure = Erasure.of(A)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM leads").all()
+        identity = traces.identify(erasure, erasures.load_identities(engine, erasure))
+        assert traces.search_free_space(engine, identity).looked_at
+        found = traces.search_files([path.parent], identity)
+        assert sum(int(one.looked_at.split()[0]) for one in found) >= 2
+        leave = (
+            "import sqlite3, sys; database = sqlite3.connect(sys.argv[1]);"
+            "database.execute('SELECT count(*) FROM leads').fetchone(); database.close()"
+        )
+        subprocess.run([sys.executable, "-c", leave, path], check=True)
+        assert path.with_name(f"{path.name}-wal").exists()
+    engine.dispose()
+
+
+def test_what_cannot_be_read_is_no_proof(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    matcher = traces.Matcher([MARK])
+    with pytest.raises(InputError, match=r"^file .*folder cannot be read, so what it holds"):
+        list(traces._chunks(folder, matcher))
+    assert list(traces._chunks(folder / "gone.log", matcher)) == []
 
 
 def test_s3_forgets_every_version(sqlite_url, agency, tmp_path, s3_endpoint):
