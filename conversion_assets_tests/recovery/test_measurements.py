@@ -50,7 +50,7 @@ def test_noise_of_the_other_mechanism_is_hardly_ever_an_act():
 @slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_cadence_pays_for_no_other_act(world):
-    share, at_once, due = marks.measure_cadence(8, 8000, world=world)
+    share, at_once, due = marks.measure_cadence(6, 4000, world=world)
     assert marks.is_plausible(share), share
     assert share.value <= at_once.value
     assert due.value > 2
