@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from conversion_assets.detectors.cells import Dimension, compute_moments, summarize_cells
+from conversion_assets.detectors.cells import Dimension, summarize_cells
 from conversion_assets.detectors.documents import compute_confidence
 from conversion_assets.detectors.ledger import HELD_EVIDENCE
 from conversion_assets.detectors.population import select_population
@@ -43,6 +43,7 @@ from conversion_assets.stats.markov import (
 )
 from conversion_assets.stats.multiplicity import (
     adjust_benjamini_hochberg,
+    compute_moments,
     compute_two_sided_p,
     compute_upper_mid_p,
 )

@@ -29,7 +29,7 @@ from conversion_assets.detectors.codes import (
 )
 from conversion_assets.detectors.population import Population, Rows
 from conversion_assets.domain.terms import PatternType, Unit
-from conversion_assets.stats.multiplicity import describe_ends
+from conversion_assets.stats.multiplicity import compute_moments, describe_ends
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +57,8 @@ class Dimension:
         strata: Columns that are held fixed when the expected count is computed.
         within: Columns within which alone a value is compared, whatever else is asked: a tier's
             channels with that tier's, a sequence with those of its length. Each value lies in one.
-        checked: Columns in whose strata a reversal is looked for, one at a time.
+        checked: Columns in whose strata a reversal is looked for, and that may explain an effect,
+            one at a time.
         neighbours: Cells whose data lend themselves to each other, smoothed on a circle.
         only_winners: Asked alone is what works better, not what works worse.
     """
@@ -363,29 +364,6 @@ def _add_strata_up(
         # Of no rows bincount makes integers.
         {name: np.bincount(cell, x, cells).astype(np.float64) for name, x in sums.items()},
     )
-
-
-def compute_moments(n: Floats, rows: Floats, hits: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean, variance and third central moment of hypergeometric counts.
-
-    Args:
-        n: Rows of a cell in each stratum, shape (strata,).
-        rows: All rows of the stratum, at least n, same shape.
-        hits: Conversions among them, same shape.
-
-    Example:
-        >>> [x.round(3).tolist() for x in compute_moments(*map(np.array, ([2.0], [4.0], [2.0])))]
-        [[1.0], [0.333], [0.0]]
-    """
-    expected = n * hits / rows
-    free = rows > 1
-    variance = np.where(
-        free, expected * (1 - n / rows) * (rows - hits) / np.where(free, rows - 1, 1.0), 0.0
-    )
-    # Skewness of the hypergeometric distribution; of two rows there is none.
-    third = variance * (rows - 2 * hits) * (rows - 2 * n)
-    third /= np.where(rows > 2, rows * (rows - 2), np.inf)
-    return expected, variance, third
 
 
 def count_dimension(population: Population, dimension: Dimension) -> pl.DataFrame:

@@ -13,18 +13,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from conversion_assets.detectors.cells import (
-    Dimension,
-    choose_rows,
-    compute_moments,
-    find_members,
-)
+from conversion_assets.detectors.cells import Dimension, choose_rows, find_members
 from conversion_assets.detectors.codes import Booleans, Ints, count_codes
 from conversion_assets.detectors.population import LAST_TOUCH_STRATUM, Population
 from conversion_assets.detectors.threads import run_together
 from conversion_assets.domain.config import LearningConfig
 from conversion_assets.stats.intervals import compute_probability_greater
-from conversion_assets.stats.multiplicity import compute_mid_p
+from conversion_assets.stats.multiplicity import compute_mid_p, compute_moments
 
 Floats = NDArray[np.float64]
 

@@ -28,6 +28,35 @@ LARGEST_WEIGHT = 20.0
 UNTOLD_UP = 1.5
 
 
+def compute_moments(n: Floats, rows: Floats, hits: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean, variance and third central moment of hypergeometric counts.
+
+    Args:
+        n: Rows of a cell in each stratum, shape (strata,).
+        rows: All rows of the stratum, at least n, same shape.
+        hits: Conversions among them, same shape.
+
+    Returns:
+        Each of shape (strata,). They add up over the strata of a cell.
+
+    Source:
+        Mantel & Haenszel 1959 (mean and variance).
+
+    Example:
+        >>> [x.round(3).tolist() for x in compute_moments(*map(np.array, ([2.0], [4.0], [2.0])))]
+        [[1.0], [0.333], [0.0]]
+    """
+    expected = n * hits / rows
+    free = rows > 1
+    variance = np.where(
+        free, expected * (1 - n / rows) * (rows - hits) / np.where(free, rows - 1, 1.0), 0.0
+    )
+    # Skewness of the hypergeometric distribution; of two rows there is none.
+    third = variance * (rows - 2 * hits) * (rows - 2 * n)
+    third /= np.where(rows > 2, rows * (rows - 2), np.inf)
+    return expected, variance, third
+
+
 def compute_tail_probabilities(
     k: Floats, expected: Floats, variance: Floats, third: Floats
 ) -> tuple[Floats, Floats]:

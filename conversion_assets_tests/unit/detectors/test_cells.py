@@ -193,18 +193,22 @@ def test_a_client_does_not_move_with_others(rows):
         assert alone.equals(together.filter(pl.col("client") == client))
 
 
+def _draw_some(counted, data):
+    """Some of the cells, numbered with gaps."""
+    size = counted.height
+    is_chosen = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return counted.filter(pl.Series(is_chosen, dtype=pl.Boolean)).with_columns(
+        cell=pl.int_range(pl.len(), dtype=pl.Int64) * 3
+    )
+
+
 @settings(max_examples=120, deadline=None)
 @given(rows_of_touches, st.data())
 def test_strata_of_chosen_cells_are_those_of_a_count_by_each_variable(rows, data):
     population = _population(rows)
     for dimension in (CHECKED, FLAGGED, TIERED):
         counted = count_dimension(population, dimension)
-        is_chosen = data.draw(
-            st.lists(st.booleans(), min_size=counted.height, max_size=counted.height)
-        )
-        promising = counted.filter(pl.Series(is_chosen, dtype=pl.Boolean)).with_columns(
-            cell=pl.int_range(pl.len(), dtype=pl.Int64) * 3
-        )
+        promising = _draw_some(counted, data)
         found = count_strata(population, [dimension], promising).counts
         every = [
             count_cells(population, dimension, [*dimension.within, variable])
@@ -243,12 +247,7 @@ def test_one_variable_more_is_held_fixed_exactly(rows, data):
     population = _population(rows)
     for dimension, labels_of, counts_in, strata_by in HELD_BY:
         counted = count_dimension(population, dimension)
-        is_chosen = data.draw(
-            st.lists(st.booleans(), min_size=counted.height, max_size=counted.height)
-        )
-        promising = counted.filter(pl.Series(is_chosen, dtype=pl.Boolean)).with_columns(
-            cell=pl.int_range(pl.len(), dtype=pl.Int64) * 3
-        )
+        promising = _draw_some(counted, data)
         held = count_strata(population, [dimension], promising).held
         assert held.select("cell", "variable").rows() == [
             (cell, variable) for cell in promising["cell"] for variable in strata_by
